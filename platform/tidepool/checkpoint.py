@@ -1,0 +1,162 @@
+"""Hand-over from training to export: everything that a run needs to go on as if it had never stopped.
+
+A checkpoint is a sealed folder `step-<step>` (see `tidepool.storage`) below the run's `checkpoints/`:
+`weights.safetensors`, `optimizer.safetensors` + `optimizer.json`, `state.json`. Nothing in it is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tidepool import storage
+from tidepool.errors import StorageError
+
+log = logging.getLogger(__name__)
+
+STEP = re.compile(r"step-(\d{12})$")
+
+
+@dataclass
+class TrainState:
+    """A run at a step boundary."""
+
+    step: int
+    """Optimizer steps done."""
+    epoch: int
+    """Epoch that the next sample belongs to."""
+    position: int
+    """Samples of that epoch already used, over all workers together."""
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    """The optimizer's `state_dict()`."""
+    rng: torch.Tensor
+    """torch's generator state, uint8."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """JSON-ready: run, digests of data and spec, loss so far."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that is whole on disk or in the bucket."""
+
+    uri: str
+    step: int
+    digest: str
+
+
+def save(checkpoints: str, state: TrainState) -> Checkpoint:
+    """Write `state` below the folder or URI `checkpoints`; it is there whole or not at all.
+
+    Raises:
+        StorageError: the disk is full or can't be written; earlier checkpoints stay as they were.
+    """
+    uri = f"{checkpoints.rstrip('/')}/step-{state.step:012d}"
+    facts = {"kind": "checkpoint", "step": state.step}
+    with storage.new_folder(uri, facts) as folder:
+        tensors: dict[str, torch.Tensor] = {}
+        scalars = _split(state.optimizer, tensors)
+        _save_tensors(folder / "weights.safetensors", state.weights)
+        _save_tensors(folder / "optimizer.safetensors", {**tensors, "rng": state.rng})
+        (folder / "optimizer.json").write_text(json.dumps(scalars))
+        position = {
+            "step": state.step,
+            "epoch": state.epoch,
+            "position": state.position,
+            "facts": state.facts,
+        }
+        (folder / "state.json").write_text(json.dumps(position))
+    with tempfile.TemporaryDirectory() as scratch:
+        manifest = storage.read_manifest(storage.fetch(uri, Path(scratch)))
+    return Checkpoint(uri, state.step, storage.digest(manifest))
+
+
+def load(uri: str) -> TrainState:
+    """Read a checkpoint, every byte checked.
+
+    Raises:
+        CorruptionError: a byte differs from what was written.
+        StorageError: nothing is there.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = storage.fetch(uri, Path(scratch))
+        storage.verify(folder)
+        tensors = load_file(folder / "optimizer.safetensors")
+        rng = tensors.pop("rng")
+        return TrainState(
+            weights=load_file(folder / "weights.safetensors"),
+            optimizer=_join(json.loads((folder / "optimizer.json").read_text()), tensors),
+            rng=rng,
+            **json.loads((folder / "state.json").read_text()),
+        )
+
+
+def latest(checkpoints: str) -> Checkpoint | None:
+    """The newest checkpoint whose bytes are all right; damaged ones are passed over with a warning."""
+    for uri in reversed(_uris(checkpoints)):
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                manifest = storage.verify(storage.fetch(uri, Path(scratch)))
+            return Checkpoint(uri, manifest["step"], storage.digest(manifest))
+        except StorageError as error:
+            log.warning("passing over checkpoint %s: %s", uri, error)
+    return None
+
+
+def prune(checkpoints: str, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints."""
+    from pyarrow import fs
+
+    for uri in _uris(checkpoints)[:-keep]:
+        store, path = fs.FileSystem.from_uri(uri if storage.is_remote(uri) else str(storage.local_path(uri)))
+        store.delete_dir(path)
+
+
+def _uris(checkpoints: str) -> list[str]:
+    from pyarrow import fs
+
+    root = checkpoints.rstrip("/") if storage.is_remote(checkpoints) else str(storage.local_path(checkpoints))
+    store, path = fs.FileSystem.from_uri(root)
+    found = store.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    return sorted(f"{root}/{info.base_name}" for info in found if STEP.match(info.base_name))
+
+
+def _save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    with storage.explained("write", path):
+        try:
+            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+        except OSError:
+            raise
+        except Exception as error:  # safetensors raises its own type for a full disk
+            raise OSError(28 if "No space" in str(error) else 5, str(error)) from error
+
+
+def _split(tree: Any, tensors: dict[str, torch.Tensor], path: str = "") -> Any:
+    """Move the tensors of a state_dict into `tensors`; what remains is JSON with `{"tensor": path}` in their place."""
+    if isinstance(tree, torch.Tensor):
+        tensors[path] = tree
+        return {"tensor": path}
+    if isinstance(tree, dict):
+        return {"pairs": [[key, _split(value, tensors, f"{path}/{key}")] for key, value in tree.items()]}
+    if isinstance(tree, list | tuple):
+        return {"list": [_split(value, tensors, f"{path}/{i}") for i, value in enumerate(tree)]}
+    return {"value": tree}
+
+
+def _join(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """The inverse of `_split`."""
+    if "tensor" in tree:
+        return tensors[tree["tensor"]]
+    if "pairs" in tree:
+        return {key: _join(value, tensors) for key, value in tree["pairs"]}
+    if "list" in tree:
+        return [_join(value, tensors) for value in tree["list"]]
+    return tree["value"]

@@ -1,0 +1,192 @@
+"""What a user writes: one recipe file per model, and the contract that it keeps.
+
+A recipe says what clients send and get (`signature`), how raw rows become tensors (`preprocessing`, fitted once on
+the training rows, the same object in Ray Data and in the replica), the network, its loss and its metrics. Import
+torch inside `network` and `loss`: a replica that answers through ONNX Runtime imports the recipe as well, and is a
+second faster and hundreds of megabytes smaller without torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from tidepool.errors import RecipeError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
+
+Batch = Mapping[str, npt.NDArray[Any]]
+"""Column name to array; axis 0 counts the rows and is equally long in every column."""
+
+DATATYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    **{f"INT{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{f"UINT{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
+    **{f"FP{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
+    "BYTES": np.dtype(np.object_),
+}
+"""Open Inference Protocol datatype to numpy dtype; BYTES holds Python `bytes`."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, Open Inference Protocol datatype and shape of a tensor; -1 is an axis of any length, axis 0 the batch."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        if self.datatype not in DATATYPES:
+            raise RecipeError(
+                f"tensor {self.name} has an unknown datatype",
+                seen=self.datatype,
+                allowed=", ".join(DATATYPES),
+            )
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The numpy dtype of the tensor's elements."""
+        return DATATYPES[self.datatype]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The tensors that a client sends and gets back."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def to_json(self) -> dict[str, list[dict[str, Any]]]:
+        """A JSON-ready form: tensor metadata as in the Open Inference Protocol."""
+        return {
+            side: [{**dataclasses.asdict(t), "shape": list(t.shape)} for t in getattr(self, side)]
+            for side in ("inputs", "outputs")
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`."""
+        return cls(
+            *(tuple(TensorSpec(t["name"], t["datatype"], tuple(t["shape"])) for t in document[side])
+              for side in ("inputs", "outputs"))
+        )  # fmt: skip
+
+
+class MapReduce(Protocol):
+    """`fit`'s view of the training rows: `tidepool.data.mapreduce.map_reduce` with its source already given."""
+
+    def __call__(
+        self,
+        map: Callable[[pa.Table], pa.Table],
+        reduce: Callable[[pa.Table], pa.Table],
+        combine: Callable[[pa.Table], pa.Table] | None = None,
+    ) -> pa.Table: ...
+
+
+class Preprocessing(ABC):
+    """Raw columns to the tensors that the network takes. Subclasses are frozen dataclasses of JSON-ready fields."""
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, map_reduce: MapReduce) -> Self:
+        """Learn the fields from the training rows. Axis 0 of the rows is spread over the cluster."""
+
+    @abstractmethod
+    def apply(self, batch: Batch) -> dict[str, npt.NDArray[Any]]:
+        """Raw feature columns (the signature's inputs) to the network's inputs; row i in gives row i out."""
+
+    def state(self) -> dict[str, Any]:
+        """The fitted fields, JSON-ready; `type(self)(**state)` is equal to `self`."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+
+
+@dataclass(frozen=True)
+class ColumnCheck:
+    """What a raw column must hold: an Arrow-style type name and, for numbers, an inclusive range."""
+
+    dtype: str
+    """e.g. "float32", "int64", "string"; fixed-length vectors as "float32[64]"."""
+    minimum: float | None = None
+    maximum: float | None = None
+    nullable: bool = False
+
+
+class Recipe(ABC):
+    """One model, from raw rows to answers. Keyword arguments of the constructor are the spec's `params`."""
+
+    signature: ClassVar[Signature]
+    """What a client sends and gets."""
+    columns: ClassVar[Mapping[str, ColumnCheck]]
+    """Raw columns: the signature's inputs and the target."""
+    target: ClassVar[str]
+    """The raw column that holds the answer."""
+    preprocessing: ClassVar[type[Preprocessing]]
+    """How raw features become the network's inputs."""
+    features: ClassVar[tuple[TensorSpec, ...]]
+    """The network's inputs, in the order of `network().forward`."""
+    predictions: ClassVar[tuple[TensorSpec, ...]]
+    """The network's outputs, in order."""
+
+    def builtin(self, name: str) -> pa.Table:
+        """The rows of `data.source: "builtin:<name>"`."""
+        raise RecipeError(f"{type(self).__name__} has no built-in data", seen=f"builtin:{name}")
+
+    @abstractmethod
+    def network(self) -> torch.nn.Module:
+        """A fresh network; called under the run's seed."""
+
+    @abstractmethod
+    def loss(self, predictions: tuple[torch.Tensor, ...], target: torch.Tensor) -> torch.Tensor:
+        """The mean loss of a batch, a scalar."""
+
+    @abstractmethod
+    def optimizer(self, network: torch.nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+        """The optimizer of one run."""
+
+    @abstractmethod
+    def metrics(self, predictions: Batch, target: npt.NDArray[Any]) -> dict[str, float]:
+        """Metrics of all held-out rows together."""
+
+    @abstractmethod
+    def postprocess(self, predictions: Batch) -> dict[str, npt.NDArray[Any]]:
+        """The network's outputs to the signature's outputs, in numpy."""
+
+
+def load_recipe(path: str, params: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe at `"package.module:Class"`, made with `params`.
+
+    Raises:
+        RecipeError: no such module or class, a class that is no recipe, or params it doesn't take.
+    """
+    module_name, _, class_name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and not module_name.startswith(error.name):
+            raise RecipeError(f"{module_name} needs a package that is missing", seen=error.name) from error
+        raise RecipeError(
+            "no such recipe module",
+            seen=path,
+            remedy="check spec.recipe, and that its folder is on PYTHONPATH",
+        ) from None
+    kind = getattr(module, class_name, None)
+    if not (isinstance(kind, type) and issubclass(kind, Recipe)):
+        found = [
+            n for n, v in vars(module).items() if isinstance(v, type) and issubclass(v, Recipe) and v is not Recipe
+        ]
+        raise RecipeError("no such recipe", seen=path, allowed=", ".join(f"{module_name}:{n}" for n in found))
+    try:
+        return kind(**(params or {}))
+    except TypeError as error:
+        raise RecipeError(f"{path} does not take these params", seen=dict(params or {}), allowed=str(error)) from None

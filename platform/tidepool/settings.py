@@ -1,0 +1,63 @@
+"""Where this installation keeps things: `TIDEPOOL_HOME` and what overrides parts of it.
+
+Everything here comes from `TIDEPOOL_*` environment variables, read anew by each `Settings()`; nothing is
+written by reading it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Paths, URIs and secrets of one installation."""
+
+    model_config = SettingsConfigDict(env_prefix="TIDEPOOL_", frozen=True)
+
+    home: Path = Field(default_factory=lambda: Path.home() / ".tidepool", description="State of this installation.")
+    registry_url: str | None = Field(
+        None,
+        description="SQLAlchemy URL of the registry, e.g. postgresql+psycopg://...; default SQLite in home.",
+    )
+    storage_url: str | None = Field(
+        None, description="Where data, runs and artifacts go: a path, s3:// or gs://; default home."
+    )
+    api_key: str | None = Field(None, description="The key that the CLI sends; default the one that `up` made.")
+
+    @property
+    def registry(self) -> str:
+        """SQLAlchemy URL of the registry database."""
+        return self.registry_url or f"sqlite:///{self.root / 'registry.db'}"
+
+    @property
+    def root(self) -> Path:
+        """`home`, absolute and with `~` expanded."""
+        return self.home.expanduser().absolute()
+
+    def storage(self, *parts: str) -> str:
+        """URI or absolute path of a place in the shared storage, e.g. `storage("runs", "digits")`."""
+        base = self.storage_url or str(self.root)
+        return "/".join([base.rstrip("/"), *parts])
+
+    @property
+    def cluster_file(self) -> Path:
+        """Pids and ports of the local cluster, written by `tidepool up`."""
+        return self.root / "cluster.json"
+
+    @property
+    def keys_file(self) -> Path:
+        """Hashed API keys."""
+        return self.root / "keys.json"
+
+    @property
+    def cli_key_file(self) -> Path:
+        """The CLI's own API key, readable by its owner alone."""
+        return self.root / "cli.key"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the log files that tidepool itself writes."""
+        return self.root / "logs"

@@ -1,0 +1,258 @@
+"""One YAML file describes a model's life: `Spec`, and how it is loaded.
+
+Every section is frozen and refuses unknown keys; `load_spec` turns each failure into one `SpecError` that names
+the key, the value seen, what is allowed and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import operator
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from tidepool.errors import SpecError
+
+NAME = re.compile(r"^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?$")
+
+
+class Section(BaseModel):
+    """A frozen part of the spec that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _as_range(value: Any) -> Any:
+    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _ordered(bounds: tuple[int, int]) -> tuple[int, int]:
+    if not 0 <= bounds[0] <= bounds[1]:
+        raise ValueError("needs 0 <= min <= max")
+    return bounds
+
+
+Bounds = Annotated[
+    tuple[int, int],
+    BeforeValidator(_as_range),
+    Field(description="One integer, or [min, max]."),
+]
+
+
+class Rule(Section):
+    """One gate rule, written as an operator and a number: `">= 0.95"`."""
+
+    compare: Literal[">=", "<=", ">", "<", "=="]
+    bound: float
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse(cls, text: Any) -> Any:
+        if not isinstance(text, str):
+            return text
+        match = re.fullmatch(r"\s*(>=|<=|==|>|<)\s*([-+]?[0-9.eE+-]+)\s*", text)
+        if not match:
+            raise ValueError('needs an operator and a number, e.g. ">= 0.95"')
+        return {"compare": match[1], "bound": match[2]}
+
+    def holds(self, value: float) -> bool:
+        """Whether `value` satisfies the rule; NaN satisfies none."""
+        return _OPERATORS[self.compare](value, self.bound)
+
+    def __str__(self) -> str:
+        return f"{self.compare} {self.bound:g}"
+
+
+_OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+    "==": operator.eq,
+}
+
+
+class DataSpec(Section):
+    """Where the rows come from and how they are split."""
+
+    source: str = Field(description='"builtin:<name>", or a path or URI to Parquet, CSV, JSON lines, text or images.')
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="Share of rows held out for evaluation.")
+    seed: int = Field(0, ge=0, description="Seed of the split.")
+
+
+class TrainSpec(Section):
+    """How the model is trained. Durations in seconds."""
+
+    num_workers: Bounds = Field((1, 1), description="Data-parallel train workers: one integer, or [min, max].")
+    accelerator: str = Field("auto", description='"auto", "CPU", "GPU", "TPU" or the name of a custom resource.')
+    strategy: Literal["ddp"] = Field("ddp", description="How workers share the model.")
+    epochs: int = Field(10, ge=1, description="Passes over the training rows.")
+    global_batch_size: int = Field(64, ge=1, description="Samples a step, over all workers together.")
+    learning_rate: float = Field(0.05, gt=0, description="Peak learning rate of the optimizer.")
+    checkpoint_every_s: float = Field(30.0, gt=0, description="Seconds between two checkpoints.")
+    max_failures: int = Field(3, ge=0, description="Worker failures survived before the run fails.")
+    seed: int = Field(0, ge=0, description="Seed of weights, sample order and dropout.")
+
+    @model_validator(mode="after")
+    def _workers_in_order(self) -> Self:
+        _ordered(self.num_workers)
+        return self
+
+
+class EvaluateSpec(Section):
+    """What a model must reach on the held-out rows."""
+
+    gate: dict[str, Rule] = Field(
+        default_factory=dict,
+        description='Metric to rule, e.g. accuracy: ">= 0.95"; <metric>_vs_champion is the difference to the champion.',
+    )
+
+
+class ExportSpec(Section):
+    """How the trained model is made small."""
+
+    prune: float = Field(0.0, ge=0, lt=1, description="Share of weights set to zero, smallest magnitude first.")
+    quantize: Literal["none", "int8"] = Field("none", description="Weight format of the exported model.")
+    format: Literal["onnx"] = Field("onnx", description="Format that the execution engine loads.")
+    max_metric_drop: float = Field(0.01, ge=0, description="Largest loss in any gated metric through export.")
+    parity_tolerance: float = Field(
+        1e-3,
+        gt=0,
+        description="Largest absolute difference between batch path and served path on golden rows.",
+    )
+
+
+class ServeSpec(Section):
+    """How the model is served."""
+
+    placement: Literal["dedicated", "shared"] = Field("dedicated", description="Own application, or the pooled one.")
+    num_replicas: Bounds = Field((1, 1), description="Replicas: one integer, or [min, max] to autoscale.")
+    num_cpus: float = Field(0.25, ge=0, description="Logical CPUs that a replica reserves.")
+    slo_p99_ms: float = Field(100.0, gt=0, description="Latency that 99 % of answers must meet, in milliseconds.")
+    accelerator: str = Field("auto", description='"auto", "CPU", "GPU", "TPU" or the name of a custom resource.')
+    auth: Literal["api_key", "none"] = Field("api_key", description="How callers prove who they are.")
+    max_ongoing_requests: int = Field(64, ge=1, description="Requests that a replica handles at once.")
+    max_queued_requests: int = Field(512, ge=-1, description="Requests that may wait; -1 for no bound.")
+    max_body_mb: float = Field(64.0, gt=0, description="Largest request body, in megabytes.")
+
+    @model_validator(mode="after")
+    def _replicas_in_order(self) -> Self:
+        _ordered(self.num_replicas)
+        return self
+
+
+class PoolSpec(Section):
+    """How the model's work ranks in the pool."""
+
+    priority: int = Field(0, ge=-100, le=100, description="Higher goes first.")
+
+
+class Spec(Section):
+    """A model's life: data, training, evaluation, export, serving."""
+
+    name: str = Field(description="Name of the registered model and of its application.")
+    recipe: str = Field(description='"package.module:Class" of the recipe.')
+    params: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the recipe.")
+    data: DataSpec
+    train: TrainSpec = TrainSpec()
+    evaluate: EvaluateSpec = EvaluateSpec()
+    export: ExportSpec = ExportSpec()
+    serve: ServeSpec = ServeSpec()
+    pool: PoolSpec = PoolSpec()
+
+    @model_validator(mode="after")
+    def _name_fits_urls(self) -> Self:
+        if not NAME.match(self.name):
+            raise ValueError("name: needs 1 to 63 of a-z 0-9 - _, beginning and ending with a letter or digit")
+        return self
+
+    def digest(self, *sections: str) -> str:
+        """Hex sha256 of the named sections (all if none is named): equal specs, equal digests."""
+        chosen = self.model_dump(mode="json", include=set(sections) or None)
+        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
+
+
+def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
+    """Read a spec.yaml and apply `a.b=c` overrides, whose values are parsed as YAML.
+
+    Raises:
+        SpecError: no such file, not YAML, unknown key, wrong type or value out of bounds.
+    """
+    document = _read_yaml(Path(path))
+    for override in overrides:
+        _apply(document, override)
+    try:
+        return Spec.model_validate(document)
+    except ValidationError as error:
+        raise _explain(error, str(path)) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text())
+    except (FileNotFoundError, IsADirectoryError):
+        raise SpecError("no such spec file", seen=path, remedy="give the path of a spec.yaml") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path} is not YAML", seen=str(error).replace("\n", " ")) from None
+    if not isinstance(document, dict):
+        raise SpecError(f"{path} is not a mapping", seen=type(document).__name__, allowed="keys and values")
+    return document
+
+
+def _apply(document: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise SpecError("an override needs the form a.b=c", seen=override, remedy="e.g. --set train.epochs=5")
+    *parents, leaf = key.split(".")
+    section = document
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise SpecError(f"{key} can't be set: {parent} is not a section", seen=override)
+    try:
+        section[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise SpecError(f"the value of {key} is not YAML", seen=text) from None
+
+
+def _explain(error: ValidationError, where: str) -> SpecError:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(first["loc"][:-1])
+        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        remedy = f"did you mean {close[0]}?" if close else "remove it"
+        return SpecError(f"unknown key {key} in {where}", seen=key, allowed=", ".join(known), remedy=remedy)
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    message = first["msg"].removeprefix("Value error, ")
+    seen = "nothing" if first["type"] == "missing" else repr(first.get("input"))
+    return SpecError(
+        f"{key or 'the spec'} in {where} is not valid{more}",
+        seen=seen if len(seen) < 200 else seen[:200] + "...",
+        allowed=message[0].lower() + message[1:],
+        remedy="correct it, or see `tidepool schema`",
+    )
+
+
+def _known_keys(location: Sequence[str | int]) -> list[str]:
+    model: type[BaseModel] = Spec
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return sorted(model.model_fields)

@@ -1,0 +1,191 @@
+"""Bytes on a disk or in a bucket: one way to write folders whole, and to know that they are whole.
+
+A folder counts as written once its `manifest.json` is there: it is written last and holds size and sha256 of
+every other file. On a local disk the folder is built beside its place and renamed, so it appears at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tidepool.errors import CorruptionError, StorageError
+
+MANIFEST = "manifest.json"
+
+
+def is_remote(uri: str) -> bool:
+    """Whether `uri` names a bucket (`s3://`, `gs://`, ...) and not a local path."""
+    return "://" in uri and not uri.startswith("file://")
+
+
+def local_path(uri: str) -> Path:
+    """The local path that `uri` names, with `file://` and `~` resolved."""
+    return Path(uri.removeprefix("file://")).expanduser()
+
+
+def sha256(path: Path) -> str:
+    """Hex sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(document: Any) -> bytes:
+    """JSON bytes that are equal for equal documents."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+@contextlib.contextmanager
+def explained(action: str, where: object) -> Iterator[None]:
+    """Turn an OSError inside the block into a `StorageError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        remedy = {
+            28: "free some space, or set TIDEPOOL_STORAGE_URL to a larger disk",
+            13: "check the permissions",
+        }
+        raise StorageError(
+            f"can't {action} {where}", seen=error.strerror or error, remedy=remedy.get(error.errno or 0)
+        ) from error
+
+
+def write_json(path: Path, document: Any, mode: int = 0o644) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never a part."""
+    with explained("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump(document, file, indent=2)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, mode)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def new_folder(uri: str, facts: Mapping[str, Any] | None = None) -> Iterator[Path]:
+    """A local folder to fill; on leaving the block it is sealed with a manifest and appears at `uri`, whole.
+
+    `facts` go into the manifest. If the block raises, nothing appears and what was there before stays.
+
+    Raises:
+        StorageError: the disk is full, or `uri` can't be written.
+    """
+    target = None if is_remote(uri) else local_path(uri)
+    parent = None if target is None else target.parent
+    with explained("write", uri):
+        if parent:
+            parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=".building-", dir=parent))
+    try:
+        with explained("write", uri):
+            yield building
+            _seal(building, facts or {})
+            if target is None:
+                _upload(building, uri)
+            else:
+                _swap(building, target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The manifest of a sealed folder whose files all have the recorded size and sha256.
+
+    Raises:
+        CorruptionError: no manifest, a missing file, or a flipped byte.
+    """
+    manifest = read_manifest(folder)
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        seen = sha256(path) if path.is_file() else "no such file"
+        if seen != entry["sha256"]:
+            raise CorruptionError(
+                f"{path} is not the file that was written",
+                seen=seen[:19],
+                allowed=f"sha256 {entry['sha256'][:12]}...",
+                remedy="restore it from a copy, or make it anew",
+            )
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a sealed folder, files unchecked.
+
+    Raises:
+        CorruptionError: no manifest, or one that is no JSON.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+        manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptionError(
+            f"{folder} is not a complete folder of tidepool's", seen=type(error).__name__, allowed=MANIFEST
+        ) from None
+    return manifest
+
+
+def digest(manifest: Mapping[str, Any]) -> str:
+    """Hex sha256 that stands for a sealed folder: of its manifest, which holds the sha256 of every file."""
+    return hashlib.sha256(canonical_json(manifest)).hexdigest()
+
+
+def fetch(uri: str, into: Path) -> Path:
+    """A local folder with what is at `uri`: the place itself if it is local, else a copy below `into`.
+
+    Raises:
+        StorageError: nothing is there, or it can't be read.
+    """
+    if not is_remote(uri):
+        path = local_path(uri)
+        if not path.is_dir():
+            raise StorageError("no such folder", seen=path)
+        return path
+    from pyarrow import fs
+
+    target = into / hashlib.sha256(uri.encode()).hexdigest()[:32]
+    if not (target / MANIFEST).is_file():
+        with explained("read", uri):
+            target.mkdir(parents=True, exist_ok=True)
+            fs.copy_files(uri, str(target))
+    return target
+
+
+def _seal(folder: Path, facts: Mapping[str, Any]) -> None:
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        files[path.relative_to(folder).as_posix()] = {"sha256": sha256(path), "bytes": path.stat().st_size}
+    write_json(folder / MANIFEST, {**facts, "files": files})
+
+
+def _swap(building: Path, target: Path) -> None:
+    building.chmod(0o755)
+    if target.exists():
+        shutil.rmtree(target)
+    os.rename(building, target)
+
+
+def _upload(building: Path, uri: str) -> None:
+    from pyarrow import fs
+
+    store, path = fs.FileSystem.from_uri(uri)
+    names = [p.relative_to(building).as_posix() for p in building.rglob("*") if p.is_file()]
+    for name in sorted(names, key=lambda name: name == MANIFEST):
+        destination = f"{path}/{name}"
+        store.create_dir(destination.rpartition("/")[0], recursive=True)
+        with store.open_output_stream(destination) as out:
+            out.write((building / name).read_bytes())
