@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 
@@ -20,6 +21,55 @@ def ray_cluster() -> Iterator[None]:
     """A Ray cluster inside the test process, shared by the tests of one session."""
     import ray
 
-    ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def make_artifact(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a small artifact of the digits recipe whose logits are `bias` wherever the image is zero."""
+
+    def make(favourite: int = 0, golden_shift: float = 0.0) -> Path:
+        from tidepool.artifact import GOLDEN, ONNX, WEIGHTS, Golden, answer, new_artifact
+        from tidepool.recipes.digits import Digits, Scaling
+        from tidepool.serve.engine import OnnxEngine
+
+        recipe, scaling = Digits(), Scaling(16.0)
+        folder = tmp_path / f"artifact-{favourite}-{golden_shift}"
+        with new_artifact(
+            str(folder),
+            name="digits",
+            recipe_path="tidepool.recipes.digits:Digits",
+            params={},
+            signature=recipe.signature,
+            preprocessing_state=scaling.state(),
+            metrics={"accuracy": 0.5},
+            lineage={"spec": {"name": "digits", "recipe": "tidepool.recipes.digits:Digits", "data": {"source": "x"}}},
+        ) as building:
+            (building / WEIGHTS).write_bytes(b"no weights")
+            (building / ONNX).write_bytes(_linear_onnx(favourite))
+            inputs = {"image": np.random.default_rng(0).uniform(0, 16, (4, 64)).astype(np.float32)}
+            outputs = answer(recipe, scaling, OnnxEngine(building / ONNX), inputs)
+            outputs["probabilities"] = outputs["probabilities"] + np.float32(golden_shift)
+            Golden(inputs, outputs).write(building / GOLDEN)
+        return folder
+
+    return make
+
+
+def _linear_onnx(favourite: int) -> bytes:
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = np.random.default_rng(1).normal(0, 0.01, (64, 10)).astype(np.float32)
+    bias = np.zeros(10, np.float32)
+    bias[favourite] = 5
+    graph = helper.make_graph(
+        [helper.make_node("Gemm", ["pixels", "w", "b"], ["logits"])],
+        "linear",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["n", 64])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 10])],
+        [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(bias, "b")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return bytes(model.SerializeToString())

@@ -1,0 +1,55 @@
+"""The CLI's HTTP client: one request, with the CLI's own key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+from tidepool.cluster.local import running
+from tidepool.errors import ClusterError, RequestError
+from tidepool.settings import Settings
+
+
+class Client:
+    """Talks to the local cluster's front end over one connection; a context manager."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._base = f"http://localhost:{running(settings).http_port}"
+        self._key_file = settings.cli_key_file
+        self._key = settings.api_key or (self._key_file.read_text() if self._key_file.exists() else "")
+        self._http = httpx.Client(timeout=60)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._http.close()
+
+    def infer(self, model: str, body: bytes, version: int | None = None) -> dict[str, Any]:
+        """The answer to a JSON request.
+
+        Raises:
+            RequestError: the server refuses it, with the server's own words.
+            ClusterError: nobody answers.
+        """
+        headers = {"content-type": "application/json", "authorization": f"Bearer {self._key}"}
+        try:
+            response = self._http.post(self._base + _path(model, version), content=body, headers=headers)
+        except httpx.TransportError as error:
+            raise ClusterError("the server doesn't answer", seen=error, remedy="`tidepool status`") from error
+        if response.status_code != 200:
+            raise RequestError(f"status {response.status_code}: {response.json().get('error', response.text)}")
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def curl(self, model: str, request: Path, version: int | None = None) -> str:
+        """The curl line that sends the same request."""
+        return (
+            f'curl {self._base}{_path(model, version)} -H "Authorization: Bearer $(cat {self._key_file})" -d @{request}'
+        )
+
+
+def _path(model: str, version: int | None) -> str:
+    return f"/v2/models/{model}" + (f"/versions/{version}" if version is not None else "") + "/infer"

@@ -1,0 +1,84 @@
+"""`tidepool models`, `promote` and `rollback`: what the registry holds, and which version answers."""
+
+from __future__ import annotations
+
+import typer
+
+from tidepool.cli.output import as_json, table, when
+
+ALIAS = typer.Option("champion", help="The alias to move.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    for verb in (models, promote, rollback):
+        app.command()(verb)
+
+
+def models(
+    name: str | None = typer.Argument(None, help="Show this model alone."),
+    json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """List registered models with their versions, aliases and metrics."""
+    from tidepool.errors import ModelNotFound
+
+    registered = _registry().models()
+    shown = [model for model in registered if name in (None, model.name)]
+    if name is not None and not shown:
+        raise ModelNotFound("no such model", seen=name, allowed=", ".join(m.name for m in registered) or "none exist")
+    if json:
+        as_json([model.to_json() for model in shown])
+        return
+    rows = [
+        [
+            model.name,
+            version.version,
+            ", ".join(version.aliases),
+            " ".join(f"{metric} {value:.4g}" for metric, value in sorted(version.metrics.items())),
+            f"{version.bytes / 1024:.1f} KiB",
+            version.digest[:12],
+            when(version.created_at),
+        ]
+        for model in shown
+        for version in model.versions
+    ]
+    table(["model", "version", "aliases", "metrics", "size", "digest", "registered"], rows, title="models")
+
+
+def promote(
+    name: str = typer.Argument(help="The registered model."),
+    version: int = typer.Argument(help="The version that the alias is to name."),
+    alias: str = ALIAS,
+) -> None:
+    """Set an alias, `champion` by default, to a version; replicas answer with it at once."""
+    _registry().promote(name, version, alias)
+    print(f"{name}@{alias} is version {version}{_announce(name)}")
+
+
+def rollback(name: str = typer.Argument(help="The registered model."), alias: str = ALIAS) -> None:
+    """Set an alias back to what it named before; twice goes back two."""
+    version = _registry().rollback(name, alias)
+    print(f"{name}@{alias} is version {version.version} again{_announce(name)}")
+
+
+def _registry():  # type: ignore[no-untyped-def]
+    from tidepool.registry.client import Registry
+    from tidepool.settings import Settings
+
+    settings = Settings()
+    return Registry(settings.registry, settings.storage("artifacts"))
+
+
+def _announce(name: str) -> str:
+    """Tell the replicas, if a cluster is running; returns what to say of it."""
+    from tidepool.cluster.local import connect
+    from tidepool.errors import NoCluster
+    from tidepool.serve.app import announce
+    from tidepool.settings import Settings
+
+    try:
+        with connect(Settings()):
+            announce(name)
+    except NoCluster:
+        return " (no cluster is running)"
+    return ", and every replica has been told"

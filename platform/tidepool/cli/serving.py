@@ -1,0 +1,61 @@
+"""`tidepool deploy`, `undeploy` and `predict`: models in service, and a request to one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import typer
+
+from tidepool.cli.output import as_json
+
+NAME = typer.Argument(help="The registered model.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    for verb in (deploy, undeploy, predict):
+        app.command()(verb)
+
+
+def deploy(name: str = NAME) -> None:
+    """Put a model's champion into service, as an application of its own; others are left alone."""
+    from tidepool.cluster.local import connect, running
+    from tidepool.serve.app import deploy as deploy_application
+    from tidepool.settings import Settings
+
+    settings = Settings()
+    port = running(settings).http_port
+    with connect(settings):
+        deploy_application(settings, name, port)
+    print(f"{name} answers at http://localhost:{port}/v2/models/{name}/infer")
+
+
+def undeploy(name: str = NAME) -> None:
+    """Take a model out of service."""
+    from tidepool.cluster.local import connect
+    from tidepool.serve.app import undeploy as undeploy_application
+    from tidepool.settings import Settings
+
+    with connect(Settings()):
+        undeploy_application(name)
+    print(f"{name} is out of service; its versions stay in the registry")
+
+
+def predict(
+    name: str = NAME,
+    request: Path = typer.Argument(Path("-"), help="A file with the request's JSON; - for standard input."),
+    version: int | None = typer.Option(None, help="Ask this version; default the champion."),
+) -> None:
+    """Send an inference request with the CLI's own key, and print the answer and the curl line for it."""
+    from tidepool.cli.client import Client
+    from tidepool.errors import SpecError
+    from tidepool.settings import Settings
+
+    try:
+        body = sys.stdin.buffer.read() if str(request) == "-" else request.read_bytes()
+    except OSError as error:
+        raise SpecError("the request can't be read", seen=f"{request}: {error.strerror}") from None
+    with Client(Settings()) as client:
+        as_json(client.infer(name, body, version))
+        print(client.curl(name, request, version), file=sys.stderr)

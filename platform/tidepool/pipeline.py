@@ -1,0 +1,131 @@
+"""A model's way from raw rows to a registered version: four steps, each a job of its own or all in one.
+
+Every step finds what the one before left in the storage, so that each can be run, and run again, alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tidepool import storage
+from tidepool.artifact import open_artifact
+from tidepool.errors import ModelNotFound, TrainingError
+from tidepool.recipe import load_recipe
+from tidepool.settings import Settings
+from tidepool.spec import Spec
+from tidepool.telemetry.progress import Progress, quiet
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from tidepool.data.preprocess import PreparedData
+    from tidepool.registry.client import Registry
+    from tidepool.registry.entities import ModelVersion
+    from tidepool.train.tracking import Run
+    from tidepool.train.trainer import TrainResult
+
+EVALUATION = "evaluation.json"
+
+
+class Pipeline:
+    """The steps of one spec, on the storage and registry of one installation."""
+
+    def __init__(self, spec: Spec, settings: Settings | None = None, progress: Progress = quiet) -> None:
+        self._spec, self._settings, self._progress = spec, settings or Settings(), progress
+        self._recipe = load_recipe(spec.recipe, spec.params)
+
+    def run(self) -> ModelVersion:
+        """All four steps."""
+        self.train()
+        self.evaluate()
+        return self.export()
+
+    def preprocess(self) -> PreparedData:
+        """Read, check, split and preprocess the rows; what is there already is used again."""
+        from tidepool.data.preprocess import prepare
+
+        return prepare(self._spec, self._recipe, self._settings.storage("data"), self._progress)
+
+    def train(self) -> TrainResult:
+        """Train, going on from the last checkpoint if an earlier run of the same spec was interrupted."""
+        from tidepool.train.trainer import fit
+
+        return fit(self._spec, self._recipe, self.preprocess(), self._runs, self._progress)
+
+    def evaluate(self) -> dict[str, float]:
+        """The metrics of the newest complete run on the held-out rows.
+
+        Raises:
+            TrainingError: there is no complete run of this spec.
+            GateError: the gate isn't met.
+        """
+        from tidepool.checkpoint import load
+        from tidepool.evaluate import gate, metrics
+
+        run, data = self._trained()
+        measured = metrics.evaluate(self._recipe, load(run.checkpoint.uri).weights, data)
+        for outcome in gate.check(measured, self._champion_metrics(), self._spec.evaluate.gate):
+            print(f"gate: {outcome}")
+        storage.write_json(self._evaluation_of(run), measured)
+        return measured
+
+    def export(self) -> ModelVersion:
+        """Compress the newest complete run, check that the result answers as the original did, register and promote it.
+
+        Raises:
+            TrainingError: there is no complete run of this spec, or it wasn't evaluated.
+            ExportError: the result differs from the original by more than the spec allows; nothing is registered.
+        """
+        from tidepool.export.pipeline import export
+        from tidepool.serve import parity
+
+        run, data = self._trained()
+        staging = self._settings.storage("staging")
+        made = export(self._spec, self._recipe, run.checkpoint, data, staging, self._evaluated(run), self._progress)
+        for stage in made.stages:
+            print(f"export: {stage}")
+        artifact = open_artifact(made.uri, self._settings.root / "cache", made.digest)
+        moved = parity.check(artifact, self._spec.export.parity_tolerance)
+        print(f"parity: answers differ from the trained network's by at most {moved:.2g}")
+        registry = self._registry()
+        version = registry.register(artifact)
+        registry.promote(version.name, version.version)
+        print(f"registered {version.name} version {version.version} as champion")
+        return version
+
+    def held_out(self, rows: int) -> dict[str, npt.NDArray[Any]]:
+        """Raw held-out rows: the signature's inputs and the target."""
+        return self._trained()[1].raw(rows)
+
+    def _trained(self) -> tuple[Run, PreparedData]:
+        from tidepool.data.preprocess import open_prepared
+        from tidepool.train.tracking import latest_complete, run_digest
+
+        run = latest_complete(self._runs, self._spec.name, run_digest(self._spec))
+        if run is None:
+            raise TrainingError("no complete training run of this spec", seen=self._spec.name, remedy="train it first")
+        return run, open_prepared(run.data_uri)
+
+    def _evaluated(self, run: Run) -> dict[str, float]:
+        try:
+            metrics: dict[str, float] = json.loads(self._evaluation_of(run).read_bytes())
+        except FileNotFoundError:
+            raise TrainingError("the run wasn't evaluated", seen=run.run_id, remedy="evaluate it first") from None
+        return metrics
+
+    def _champion_metrics(self) -> Mapping[str, float] | None:
+        try:
+            return self._registry().version(self._spec.name, "champion").metrics
+        except ModelNotFound:
+            return None
+
+    def _registry(self) -> Registry:
+        from tidepool.registry.client import Registry
+
+        return Registry(self._settings.registry, self._settings.storage("artifacts"))
+
+    @property
+    def _runs(self) -> str:
+        return self._settings.storage("runs")

@@ -1,0 +1,206 @@
+"""Serve deployments: a model's application, the gateway's, and how they get on a cluster.
+
+`application` is what a deployments/<name>/app.py exports; `start`, `deploy` and `undeploy` are what the CLI calls, with
+a driver that is connected to the cluster. Each touches one application and leaves the others alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from tidepool.artifact import open_artifact
+from tidepool.errors import ClusterError, ModelNotFound
+from tidepool.serve import gateway, versions
+from tidepool.serve.auth import Key, KeyFile, Keyring
+from tidepool.serve.dataplane import Dataplane, Lineup, load_version
+from tidepool.serve.rest import ModelApp
+from tidepool.serve.versions import VersionTable
+from tidepool.settings import Settings
+from tidepool.spec import ServeSpec, Spec
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+log = logging.getLogger(__name__)
+
+LOGGING = {"enable_access_log": False, "log_level": "WARNING"}
+"""No access log: its buffer holds up a replica for 18 ms at every thousandth request."""
+
+
+class Model:
+    """A replica of one model: loads the versions of its table, and answers."""
+
+    async def __init__(self, name: str, serve_spec: dict[str, Any]) -> None:  # type: ignore[misc]
+        spec = ServeSpec(**serve_spec)
+        self._dataplane = Dataplane(name)
+        self._keyring = Keyring() if spec.auth == "api_key" else None
+        self._max_body_bytes = int(spec.max_body_mb * 1e6)
+        topics: dict[str, Callable[[Any], Any]] = {f"model:{name}": self._apply_versions}
+        if self._keyring is not None:
+            topics[versions.KEYS] = self._apply_keys
+        self._tasks = []
+        for topic, apply in topics.items():
+            revision, value = await versions.keeper().wait.remote(topic)
+            await apply(value)
+            self._tasks.append(asyncio.create_task(versions.follow(topic, apply, revision)))
+
+    def __serve_build_asgi_app__(self) -> ModelApp:
+        return ModelApp(self._dataplane, self._keyring, self._max_body_bytes)
+
+    def check_health(self) -> None:
+        """Serve calls this every few seconds and replaces a replica in which it raises."""
+        _ = self._dataplane.lineup
+
+    async def _apply_versions(self, value: dict[str, Any]) -> None:
+        """Load what the table names and isn't loaded, flip, and let go of what it names no more."""
+        table = VersionTable.from_json(value)
+        loaded = dict(self._dataplane.lineup.versions) if self._dataplane.ready() else {}
+        for entry in sorted(table.entries, key=lambda entry: entry.version != table.champion):
+            known = loaded.get(entry.version)
+            if known is None or known.digest != entry.digest:
+                open_it = partial(open_artifact, entry.uri, Settings().root / "cache", entry.digest)
+                artifact = await asyncio.to_thread(open_it)
+                loaded[entry.version] = await asyncio.to_thread(load_version, entry.version, artifact)
+            if entry.version == table.champion:
+                self._dataplane.flip(Lineup(table.champion, dict(loaded)))
+        wanted = {entry.version: loaded[entry.version] for entry in table.entries}
+        self._dataplane.flip(Lineup(table.champion, wanted))
+
+    async def _apply_keys(self, value: list[dict[str, Any]]) -> None:
+        assert self._keyring is not None
+        self._keyring.replace(Key.from_json(entry) for entry in value)
+
+
+def application(spec: Spec) -> Application:
+    """The Serve application of the model that `spec` describes."""
+    from ray import serve
+
+    low, high = spec.serve.num_replicas
+    options: dict[str, Any] = {
+        "name": "Model",
+        "max_ongoing_requests": spec.serve.max_ongoing_requests,
+        "max_queued_requests": spec.serve.max_queued_requests,
+        "logging_config": LOGGING,
+        "graceful_shutdown_timeout_s": 5.0,
+        "ray_actor_options": {"num_cpus": spec.serve.num_cpus},
+        "max_surge_percent": 100,
+    }
+    if low == high:
+        options["num_replicas"] = low
+    else:
+        options["autoscaling_config"] = {
+            "min_replicas": low,
+            "max_replicas": high,
+            "target_ongoing_requests": max(1, spec.serve.max_ongoing_requests // 8),
+            # Ray's defaults take 40 s and more to notice load; see docs/decisions.
+            "metrics_interval_s": 0.2,
+            "look_back_period_s": 0.5,
+            "upscale_delay_s": 0.0,
+            "downscale_delay_s": 2.0,
+        }
+    deployment = serve.deployment(**options)(serve.ingress()(Model))
+    return deployment.bind(spec.name, spec.serve.model_dump())
+
+
+def start(settings: Settings, http_port: int) -> None:
+    """Start Serve's front end on `http_port` with the gateway behind it, and make the CLI's API key if it has none."""
+    from ray import serve
+
+    if not settings.cli_key_file.exists():
+        key = KeyFile(settings.keys_file).create("cli")
+        settings.cli_key_file.touch(mode=0o600)
+        settings.cli_key_file.write_text(key)
+    serve.start(http_options={"host": "0.0.0.0", "port": http_port})
+    deployment = serve.deployment(
+        name="Gateway",
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=1000,
+        logging_config=LOGGING,
+        graceful_shutdown_timeout_s=5.0,
+    )(serve.ingress(gateway.build)())
+    serve.run(deployment.bind(), name=gateway.APPLICATION, route_prefix="/")
+    await_answer(http_port, "/v2/health/ready")
+
+
+def deploy(settings: Settings, name: str, http_port: int) -> Spec:
+    """Put the champion of a registered model into service; returns the spec that it was made with.
+
+    Raises:
+        ModelNotFound: no such model, or it has no champion.
+        ClusterError: its replicas don't start, with their own reason.
+    """
+    from ray import serve
+
+    spec = registered_spec(settings, name)
+    try:
+        serve.run(application(spec), name=name, route_prefix=f"{gateway.MODEL_PREFIX}{name}")
+    except Exception as error:
+        status = serve.status().applications.get(name)
+        reason = status.message if status else str(error)
+        raise ClusterError(f"{name} doesn't start", seen=reason[-2000:], remedy="`tidepool doctor`") from error
+    announce(name)
+    await_answer(http_port, f"{gateway.MODEL_PREFIX}{name}/ready")
+    return spec
+
+
+def undeploy(name: str) -> None:
+    """Take a model out of service.
+
+    Raises:
+        ModelNotFound: it isn't in service.
+    """
+    from ray import serve
+
+    applications = serve.status().applications
+    if name not in applications or name == gateway.APPLICATION:
+        served = ", ".join(app for app in applications if app != gateway.APPLICATION)
+        raise ModelNotFound("no such model is in service", seen=name, allowed=served or "none is deployed")
+    serve.delete(name)
+
+
+def announce(*names: str, keys: bool = False) -> None:
+    """Tell the replicas at once that the versions of these models, or the keys, have changed."""
+    import ray
+
+    topics = [f"model:{name}" for name in names] + ([versions.KEYS] if keys else [])
+    ray.get([versions.keeper().refresh.remote(topic) for topic in topics])
+
+
+def registered_spec(settings: Settings, name: str) -> Spec:
+    """The spec that the champion of a registered model was made with.
+
+    Raises:
+        ModelNotFound: no such model, or it has no champion.
+    """
+    from tidepool.registry.client import Registry
+
+    champion = Registry(settings.registry, settings.storage("artifacts")).version(name, "champion")
+    artifact = open_artifact(champion.uri, settings.root / "cache", champion.digest)
+    return Spec.model_validate(artifact.lineage["spec"])
+
+
+def await_answer(http_port: int, path: str, deadline_s: float = 30.0) -> None:
+    """Wait until a GET of `path` is answered with 200.
+
+    Raises:
+        ClusterError: it isn't within `deadline_s`.
+    """
+    import httpx
+
+    until = time.monotonic() + deadline_s
+    seen: object = None
+    while time.monotonic() < until:
+        try:
+            seen = httpx.get(f"http://127.0.0.1:{http_port}{path}", timeout=2.0).status_code
+        except httpx.TransportError as error:
+            seen = error
+        if seen == 200:
+            return
+        time.sleep(0.05)
+    raise ClusterError(f"port {http_port} doesn't answer {path}", seen=seen, remedy="`tidepool doctor`")

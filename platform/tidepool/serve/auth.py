@@ -1,0 +1,125 @@
+"""API keys: who may call. Checked in the replica, because every replica has a port of its own.
+
+A key is `tp_<id>_<secret>`, 160 random bits; only its sha256 is stored. With so many bits a slow hash adds nothing,
+and looking the hash up tells an attacker nothing about the key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tidepool import storage
+from tidepool.errors import Forbidden, SpecError, StorageError, Unauthenticated
+
+ANY_MODEL = "*"
+
+
+@dataclass(frozen=True)
+class Key:
+    """A stored key: everything but the secret."""
+
+    id: str
+    name: str
+    sha256: str
+    models: tuple[str, ...]
+    """Models that it opens; `*` for all."""
+    created: float
+    expires: float | None
+    """Seconds since the epoch, or None for never."""
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Key:
+        """From a line of the keys file."""
+        return cls(**{**document, "models": tuple(document["models"])})
+
+
+class KeyFile:
+    """The keys of one installation, in one JSON file that its owner alone can read."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self._path, self._clock = path, clock
+
+    def load(self) -> list[Key]:
+        """All keys, oldest first.
+
+        Raises:
+            StorageError: the file is there but can't be read as keys.
+        """
+        try:
+            return [Key.from_json(entry) for entry in json.loads(self._path.read_text())]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StorageError("the keys file can't be read", seen=f"{self._path}: {error}") from error
+
+    def create(self, name: str, models: Iterable[str] = (ANY_MODEL,), ttl_s: float | None = None) -> str:
+        """Make a key and return it: the only time that it can be seen."""
+        now = self._clock()
+        id_, secret = secrets.token_hex(4), secrets.token_hex(20)
+        text = f"tp_{id_}_{secret}"
+        key = Key(id_, name, digest(text), tuple(models), now, None if ttl_s is None else now + ttl_s)
+        self._write([*self.load(), key])
+        return text
+
+    def revoke(self, id_: str) -> Key:
+        """Remove a key.
+
+        Raises:
+            SpecError: no key of that id.
+        """
+        keys = self.load()
+        found = [key for key in keys if key.id == id_]
+        if not found:
+            raise SpecError("no such key", seen=id_, allowed=", ".join(key.id for key in keys) or "none exist")
+        self._write([key for key in keys if key.id != id_])
+        return found[0]
+
+    def _write(self, keys: list[Key]) -> None:
+        storage.write_json(self._path, [asdict(key) for key in keys], mode=0o600)
+
+
+class Keyring:
+    """The keys that a replica knows; replaced whole when they change."""
+
+    def __init__(self, keys: Iterable[Key] = (), clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self.replace(keys)
+
+    def replace(self, keys: Iterable[Key]) -> None:
+        """Know exactly these keys from now on."""
+        self._by_digest = {key.sha256: key for key in keys}
+
+    def check(self, text: str | None, model: str) -> Key:
+        """The key that `text` is.
+
+        Raises:
+            Unauthenticated: no key, an unknown, revoked or expired one.
+            Forbidden: the key doesn't open this model.
+        """
+        if not text:
+            raise Unauthenticated(
+                "an API key is needed",
+                remedy="send it as 'Authorization: Bearer <key>'; `tidepool keys create` makes one",
+            )
+        key = self._by_digest.get(digest(text))
+        if key is None:
+            raise Unauthenticated(
+                "the API key is not known", seen=f"{text[:6]}...", remedy="check it, or make a new one"
+            )
+        if key.expires is not None and key.expires < self._clock():
+            raise Unauthenticated("the API key has expired", seen=key.id, remedy="make a new one")
+        if ANY_MODEL not in key.models and model not in key.models:
+            raise Forbidden("the API key doesn't open this model", seen=model, allowed=", ".join(key.models))
+        return key
+
+
+def digest(text: str) -> str:
+    """What is stored of a key."""
+    return hashlib.sha256(text.encode()).hexdigest()

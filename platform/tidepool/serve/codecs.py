@@ -1,0 +1,274 @@
+"""Bytes to tensors and back: JSON, and the binary tensor data extension of the Open Inference Protocol.
+
+Arrays come straight from the parsed body: raw tensors are views into it, JSON numbers make one array each. Any
+bytes in give an `InferRequest` or an `InvalidRequest`, never another exception.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import Any, TypeGuard
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from tidepool.errors import InvalidRequest
+from tidepool.recipe import DATATYPES
+from tidepool.serve.protocol import InferRequest, InferResponse, Parameters, RequestedOutput, Tensors
+
+_KINDS = {"b": "b", "i": "iu", "u": "iu", "f": "fiu"}
+"""Kind of the wanted dtype to the kinds that JSON numbers may parse to."""
+_OPTIONS = orjson.OPT_SERIALIZE_NUMPY
+
+
+def decode(body: bytes, json_length: int | None = None) -> InferRequest:
+    """Parse a request body; `json_length` is the value of `Inference-Header-Content-Length`, if sent.
+
+    Raises:
+        InvalidRequest: not JSON, not a request, or a tensor whose data doesn't fit its datatype and shape.
+    """
+    if json_length is not None and not 0 < json_length <= len(body):
+        raise InvalidRequest(
+            "Inference-Header-Content-Length doesn't fit the body", seen=json_length, allowed=f"1 to {len(body)}"
+        )
+    try:
+        document = orjson.loads(body if json_length is None else memoryview(body)[:json_length])
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest("the body is not JSON", seen=str(error), remedy="NaN and Infinity have no JSON") from None
+    if not isinstance(document, dict) or not isinstance(document.get("inputs"), list):
+        raise InvalidRequest("the request has no list of inputs", allowed='{"inputs": [...]}')
+    raw = _Raw(body, len(body) if json_length is None else json_length)
+    inputs: Tensors = {}
+    for tensor in document["inputs"]:
+        name, values = _decode_tensor(tensor, raw)
+        if name in inputs:
+            raise InvalidRequest("an input is given twice", seen=name)
+        inputs[name] = values
+    raw.finish()
+    parameters = _mapping(document.get("parameters"), "parameters")
+    return InferRequest(
+        inputs=inputs,
+        id=_text_or_none(document.get("id"), "id"),
+        parameters=parameters,
+        outputs=_decode_outputs(document.get("outputs")),
+        binary_output=parameters.get("binary_data_output") is True,
+    )
+
+
+def encode(response: InferResponse) -> tuple[bytes, int | None]:
+    """The body of an answer, and the length of its JSON part if raw tensors follow it."""
+    specs = {spec.name: spec for spec in response.signature.outputs}
+    outputs, raw = [], []
+    for name, values in response.outputs.items():
+        head: dict[str, Any] = {"name": name, "datatype": specs[name].datatype, "shape": values.shape}
+        if name in response.binary:
+            raw.append(to_raw(values))
+            head["parameters"] = {"binary_data_size": len(raw[-1])}
+        else:
+            head["data"] = _to_json(name, values)
+        outputs.append(head)
+    document: dict[str, Any] = {"model_name": response.model, "model_version": response.version}
+    if response.id is not None:
+        document["id"] = response.id
+    if response.parameters:
+        document["parameters"] = response.parameters
+    document["outputs"] = outputs
+    body = orjson.dumps(document, option=_OPTIONS)
+    return (b"".join([body, *raw]), len(body)) if raw else (body, None)
+
+
+def encode_request(inputs: Tensors, datatypes: dict[str, str]) -> bytes:
+    """A JSON request body for `inputs`, as a client would send it."""
+    tensors = [
+        {"name": name, "datatype": datatypes[name], "shape": values.shape, "data": _to_json(name, values)}
+        for name, values in inputs.items()
+    ]
+    return orjson.dumps({"inputs": tensors}, option=_OPTIONS)
+
+
+def to_raw(values: npt.NDArray[Any]) -> bytes:
+    """Little-endian, row-major bytes; each BYTES element after its length in four bytes."""
+    if values.dtype == np.object_:
+        return b"".join(struct.pack("<I", len(item)) + item for item in values.reshape(-1))
+    return np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()
+
+
+def from_raw(name: str, datatype: str, shape: tuple[int, ...], data: bytes | memoryview) -> npt.NDArray[Any]:
+    """The inverse of `to_raw`; numeric tensors are read-only views of `data`.
+
+    Raises:
+        InvalidRequest: the bytes are too few or too many for the shape.
+    """
+    count = math.prod(shape)
+    if datatype == "BYTES":
+        return _split_bytes(name, data, count).reshape(shape)
+    dtype = DATATYPES[datatype].newbyteorder("<")
+    if len(data) != count * dtype.itemsize:
+        raise InvalidRequest(
+            f"input {name} has a wrong number of bytes", seen=len(data), allowed=count * dtype.itemsize
+        )
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+class _Raw:
+    """The raw tensors that follow the JSON, taken one after another."""
+
+    def __init__(self, body: bytes, start: int) -> None:
+        self._body, self._at = memoryview(body), start
+
+    def take(self, name: str, size: object) -> memoryview:
+        left = len(self._body) - self._at
+        if not _is_int(size) or not 0 <= size <= left:
+            raise InvalidRequest(f"binary_data_size of input {name} is wrong", seen=size, allowed=f"0 to {left}")
+        self._at += size
+        return self._body[self._at - size : self._at]
+
+    def finish(self) -> None:
+        if self._at != len(self._body):
+            raise InvalidRequest(
+                "bytes are left over after the last tensor", seen=len(self._body) - self._at, allowed=0
+            )
+
+
+def _decode_tensor(tensor: object, raw: _Raw) -> tuple[str, npt.NDArray[Any]]:
+    if not isinstance(tensor, dict):
+        raise InvalidRequest("an input is not an object", seen=tensor)
+    name, datatype = tensor.get("name"), tensor.get("datatype")
+    if not isinstance(name, str):
+        raise InvalidRequest("an input has no name", seen=name)
+    if not isinstance(datatype, str) or datatype not in DATATYPES:
+        raise InvalidRequest(f"input {name} has an unknown datatype", seen=datatype, allowed=", ".join(DATATYPES))
+    shape = _shape(name, tensor.get("shape"))
+    size = _mapping(tensor.get("parameters"), "parameters").get("binary_data_size")
+    if size is not None:
+        return name, from_raw(name, datatype, shape, raw.take(name, size))
+    if "data" not in tensor:
+        raise InvalidRequest(f"input {name} has no data", allowed="data, or parameters.binary_data_size")
+    return name, _from_json(name, datatype, shape, tensor["data"])
+
+
+def _from_json(name: str, datatype: str, shape: tuple[int, ...], data: object) -> npt.NDArray[Any]:
+    dtype = DATATYPES[datatype]
+    if datatype == "FP16":
+        raise InvalidRequest(f"input {name}: FP16 has no JSON form", remedy="send it as a raw tensor")
+    if not isinstance(data, list):
+        raise InvalidRequest(f"the data of input {name} is not a list", seen=type(data).__name__)
+    values = _strings(name, data) if datatype == "BYTES" else _numbers(name, datatype, dtype, data)
+    if values.shape == shape:
+        return values
+    if values.ndim == 1 and values.size == math.prod(shape):
+        return values.reshape(shape)
+    raise InvalidRequest(
+        f"input {name}: data and shape don't fit", seen=f"{values.size} values", allowed=f"{math.prod(shape)} values"
+    )
+
+
+def _numbers(name: str, datatype: str, dtype: np.dtype[Any], data: list[Any]) -> npt.NDArray[Any]:
+    try:
+        parsed = np.array(data)
+    except (ValueError, TypeError, OverflowError):
+        raise InvalidRequest(f"the data of input {name} is ragged or not {datatype}") from None
+    if not data:
+        return np.empty(0, dtype)
+    if datatype == "UINT64" and parsed.dtype.kind == "f":
+        parsed = _large_integers(parsed, data)
+    if parsed.dtype.kind not in _KINDS[dtype.kind]:
+        raise InvalidRequest(f"input {name} holds values that are not {datatype}", seen=_offender(parsed, dtype))
+    with np.errstate(over="ignore"):
+        values = parsed.astype(dtype, copy=False)
+    if dtype.kind == "f":
+        if not np.isfinite(values).all():
+            raise InvalidRequest(f"input {name} holds values too large for {datatype}", seen=parsed.max())
+    elif parsed.dtype != dtype and not np.array_equal(values, parsed):
+        raise InvalidRequest(f"input {name} holds values out of the range of {datatype}", seen=parsed.max())
+    return values
+
+
+def _large_integers(parsed: npt.NDArray[Any], data: list[Any]) -> npt.NDArray[Any]:
+    """Integers of 2**63 and more beside smaller ones, which numpy alone would make floats of."""
+    exact = np.array(data, dtype=np.object_)
+    return exact.astype(np.uint64) if all(_is_int(n) and n >= 0 for n in exact.reshape(-1)) else parsed
+
+
+def _offender(parsed: npt.NDArray[Any], dtype: np.dtype[Any]) -> str:
+    """A value of the wrong kind, for the message."""
+    kinds = {"b": bool, "i": int, "u": int, "f": int | float}[dtype.kind]
+    flat = parsed.reshape(-1).tolist()
+    return repr(next((item for item in flat if not isinstance(item, kinds)), flat[0]))[:80]
+
+
+def _strings(name: str, data: list[Any]) -> npt.NDArray[Any]:
+    try:
+        values = np.array(data, dtype=np.object_)
+        flat = np.array([None, *(item.encode() for item in values.reshape(-1))], dtype=np.object_)[1:]
+    except (AttributeError, ValueError, UnicodeEncodeError):
+        raise InvalidRequest(f"the data of input {name} is ragged or not strings") from None
+    return flat.reshape(values.shape)
+
+
+def _split_bytes(name: str, data: bytes | memoryview, count: int) -> npt.NDArray[Any]:
+    items: list[bytes] = []
+    at = 0
+    while at + 4 <= len(data) and len(items) < count:
+        (length,) = struct.unpack_from("<I", data, at)
+        items.append(bytes(data[at + 4 : at + 4 + length]))
+        at += 4 + length
+    if len(items) != count or at != len(data):
+        raise InvalidRequest(f"input {name}: BYTES don't fit the shape", seen=f"{len(items)} elements", allowed=count)
+    values = np.empty(count, dtype=np.object_)
+    values[:] = items
+    return values
+
+
+def _to_json(name: str, values: npt.NDArray[Any]) -> Any:
+    if values.dtype == np.object_:
+        try:
+            return [item.decode() for item in values.reshape(-1)]
+        except UnicodeDecodeError:
+            raise InvalidRequest(
+                f"{name} is not UTF-8 and has no JSON form", remedy="ask for it with binary_data: true"
+            ) from None
+    if values.dtype == np.float16:
+        raise InvalidRequest(f"{name} is FP16 and has no JSON form", remedy="ask for it with binary_data: true")
+    return np.ascontiguousarray(values).reshape(-1)
+
+
+def _decode_outputs(document: object) -> list[RequestedOutput] | None:
+    if document is None:
+        return None
+    if not isinstance(document, list):
+        raise InvalidRequest("outputs is not a list", seen=type(document).__name__)
+    wanted = []
+    for item in document:
+        name = item.get("name") if isinstance(item, dict) else None
+        if not isinstance(name, str):
+            raise InvalidRequest("a requested output has no name", seen=item)
+        binary = _mapping(item.get("parameters"), "parameters").get("binary_data")
+        wanted.append(RequestedOutput(name, binary if isinstance(binary, bool) else None))
+    return wanted or None
+
+
+def _shape(name: str, shape: object) -> tuple[int, ...]:
+    if not isinstance(shape, list) or not all(_is_int(n) and 0 <= n < 2**31 for n in shape):
+        raise InvalidRequest(f"input {name} has no proper shape", seen=shape, allowed="a list of lengths")
+    return tuple(shape)
+
+
+def _is_int(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _mapping(value: object, what: str) -> Parameters:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"{what} is not an object", seen=type(value).__name__)
+    return value
+
+
+def _text_or_none(value: object, what: str) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise InvalidRequest(f"{what} is not a string", seen=value)
+    return value

@@ -1,0 +1,101 @@
+"""The application at `/`: what a server says of itself, and `/docs`.
+
+Models have applications of their own at longer prefixes; whatever reaches this one below `/v2/models/` names a model
+that isn't served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import RedirectResponse
+from fastapi.staticfiles import StaticFiles
+
+from tidepool import __version__
+from tidepool.errors import UnknownModel
+from tidepool.serve import openapi, protocol
+from tidepool.serve.rest import error_body, status_of
+
+APPLICATION = "gateway"
+MODEL_PREFIX = "/v2/models/"
+
+
+def build(served: Callable[[], list[dict[str, str]]] | None = None) -> FastAPI:
+    """The FastAPI application; `served` lists the models in service, by default those that Serve knows."""
+    from swagger_ui_bundle import swagger_ui_path
+
+    app = FastAPI(title="tidepool", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    app.mount("/docs/assets", StaticFiles(directory=swagger_ui_path))
+
+    @app.get("/")
+    def root() -> RedirectResponse:
+        return RedirectResponse("/docs")
+
+    @app.get("/docs")
+    def docs() -> Response:
+        # The assets come from this server: no page of ours loads code from elsewhere.
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title="tidepool",
+            swagger_js_url="/docs/assets/swagger-ui-bundle.js",
+            swagger_css_url="/docs/assets/swagger-ui.css",
+            swagger_favicon_url="/docs/assets/favicon-32x32.png",
+        )
+
+    @app.get("/openapi.json")
+    def schema() -> dict[str, Any]:
+        return openapi.document()
+
+    @app.get("/v2")
+    def metadata() -> dict[str, Any]:
+        return {"name": protocol.SERVER_NAME, "version": __version__, "extensions": list(protocol.EXTENSIONS)}
+
+    @app.get("/v2/health/live")
+    def live() -> dict[str, bool]:
+        return {"live": True}
+
+    @app.get("/v2/health/ready")
+    def ready() -> dict[str, bool]:
+        return {"ready": True}
+
+    @app.post("/v2/repository/index")
+    async def index() -> list[dict[str, str]]:
+        return await asyncio.to_thread(served or served_models)
+
+    @app.exception_handler(404)
+    async def unknown(request: Request, error: Any) -> Response:
+        path = request.url.path
+        if path.startswith(MODEL_PREFIX):
+            models = ", ".join(model["name"] for model in await asyncio.to_thread(served or served_models))
+            name = path.removeprefix(MODEL_PREFIX).split("/")[0]
+            error = UnknownModel("no such model is served", seen=name, allowed=models or "none is deployed")
+        else:
+            error = UnknownModel("no such path", seen=path, allowed="see /docs")
+        return Response(error_body(str(error)), status_of(error), media_type="application/json")
+
+    @app.exception_handler(405)
+    async def wrong_method(request: Request, error: Any) -> Response:
+        body = error_body(f"method not allowed. Seen: {request.method}.")
+        return Response(body, 405, dict(error.headers or {}), media_type="application/json")
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        body = error_body(f"{request.url.path} failed: {type(error).__name__}")
+        return Response(body, 500, media_type="application/json")
+
+    return app
+
+
+def served_models() -> list[dict[str, str]]:
+    """The repository index: every model with an application, and its state."""
+    from ray import serve
+
+    return [
+        {"name": name, "state": "READY" if status.status == "RUNNING" else "UNAVAILABLE", "reason": status.message}
+        for name, status in serve.status().applications.items()
+        if name != APPLICATION
+    ]

@@ -1,0 +1,126 @@
+"""The Open Inference Protocol's messages, free of any transport.
+
+Source: the Open Inference Protocol v2 (kserve/open-inference-protocol), and the binary tensor data extension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tidepool.errors import InvalidRequest
+from tidepool.recipe import Signature, TensorSpec
+
+SERVER_NAME = "tidepool"
+PLATFORM = "tidepool_onnx"
+EXTENSIONS = ("binary_tensor_data", "model_repository")
+
+Parameters = Mapping[str, Any]
+Tensors = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(slots=True)
+class RequestedOutput:
+    """An output that the client asks for; `binary` is None when the request's default holds."""
+
+    name: str
+    binary: bool | None = None
+
+
+@dataclass(slots=True)
+class InferRequest:
+    """One inference request: tensors by name, not yet checked against a signature."""
+
+    inputs: Tensors
+    id: str | None = None
+    parameters: Parameters = field(default_factory=dict)
+    outputs: list[RequestedOutput] | None = None
+    """None asks for all outputs."""
+    binary_output: bool = False
+    """Send outputs as raw bytes unless an output says otherwise."""
+
+
+@dataclass(slots=True)
+class InferResponse:
+    """One answer: every tensor from one version of the model."""
+
+    model: str
+    version: str
+    outputs: Tensors
+    signature: Signature
+    id: str | None = None
+    parameters: Parameters = field(default_factory=dict)
+    binary: frozenset[str] = frozenset()
+    """Names of the outputs that travel as raw bytes."""
+
+
+def check_inputs(signature: Signature, inputs: Tensors) -> int:
+    """Check tensors against a signature; returns the number of rows.
+
+    Raises:
+        InvalidRequest: a tensor is missing, unknown, of another datatype or shape, or row counts differ.
+    """
+    if len(inputs) != len(signature.inputs) or any(spec.name not in inputs for spec in signature.inputs):
+        raise InvalidRequest(
+            "the inputs are not the model's",
+            seen=", ".join(inputs) or "none",
+            allowed=", ".join(f"{t.name} {t.datatype} {list(t.shape)}" for t in signature.inputs),
+        )
+    rows = -1
+    for spec in signature.inputs:
+        values = inputs[spec.name]
+        if values.dtype != spec.dtype:
+            raise InvalidRequest(f"input {spec.name} has a wrong datatype", seen=values.dtype, allowed=spec.datatype)
+        if not _fits(spec, values.shape):
+            raise InvalidRequest(
+                f"input {spec.name} has a wrong shape",
+                seen=list(values.shape),
+                allowed=f"{list(spec.shape)}, -1 being any length",
+            )
+        if rows not in (-1, len(values)):
+            raise InvalidRequest("inputs differ in their number of rows", seen=len(values), allowed=rows)
+        rows = len(values)
+    if rows == 0:
+        raise InvalidRequest("the request has no rows", seen=0, allowed="1 or more")
+    return rows
+
+
+def select_outputs(signature: Signature, request: InferRequest, outputs: Tensors) -> tuple[Tensors, frozenset[str]]:
+    """The outputs that were asked for, in the order asked, and the names of those that travel as raw bytes.
+
+    Raises:
+        InvalidRequest: an output is asked for that the model doesn't have.
+    """
+    if request.outputs is None:
+        return outputs, frozenset(outputs) if request.binary_output else frozenset()
+    selected, binary = {}, set()
+    for wanted in request.outputs:
+        if wanted.name not in outputs:
+            raise InvalidRequest(
+                "no such output", seen=wanted.name, allowed=", ".join(t.name for t in signature.outputs)
+            )
+        selected[wanted.name] = outputs[wanted.name]
+        if request.binary_output if wanted.binary is None else wanted.binary:
+            binary.add(wanted.name)
+    return selected, frozenset(binary)
+
+
+def zeros(signature: Signature, rows: int) -> Tensors:
+    """Inputs of `rows` rows that fit a signature, for warming up; free axes are 1 long."""
+    tensors = {}
+    for spec in signature.inputs:
+        shape = (rows, *(1 if length == -1 else length for length in spec.shape[1:]))
+        tensors[spec.name] = np.full(shape, b"") if spec.datatype == "BYTES" else np.zeros(shape, spec.dtype)
+        if spec.datatype == "BYTES":
+            tensors[spec.name] = tensors[spec.name].astype(np.object_)
+    return tensors
+
+
+def _fits(spec: TensorSpec, shape: tuple[int, ...]) -> bool:
+    if len(shape) != len(spec.shape):
+        return False
+    return all(wanted in (-1, seen) for wanted, seen in zip(spec.shape, shape, strict=True))

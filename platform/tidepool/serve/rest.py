@@ -1,0 +1,172 @@
+"""The Open Inference Protocol over HTTP: one small ASGI application for a model, and the table of its errors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import orjson
+
+from tidepool import errors
+from tidepool.errors import InvalidRequest, RequestTooLarge, TidepoolError, UnknownModel
+from tidepool.serve import codecs
+from tidepool.serve.auth import Keyring
+from tidepool.serve.dataplane import Dataplane
+
+log = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+STATUS: dict[type[TidepoolError], int] = {
+    errors.TidepoolError: 500,
+    errors.InvalidRequest: 400,
+    errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
+    errors.UnknownModel: 404,
+    errors.ModelNotFound: 404,
+    errors.RequestTooLarge: 413,
+    errors.Overloaded: 429,
+    errors.NotReady: 503,
+}
+"""HTTP status of each kind of failure; a subclass has its nearest ancestor's."""
+
+JSON = (b"content-type", b"application/json")
+OCTETS = (b"content-type", b"application/octet-stream")
+BINARY_LENGTH = b"inference-header-content-length"
+
+
+def status_of(error: TidepoolError) -> int:
+    """The HTTP status for `error`."""
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
+class ModelApp:
+    """The routes below `/v2/models/<model>`."""
+
+    def __init__(self, dataplane: Dataplane, keyring: Keyring | None, max_body_bytes: int) -> None:
+        self._dataplane, self._keyring, self._max_body_bytes = dataplane, keyring, max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request."""
+        if scope["type"] != "http":
+            return
+        try:
+            status, headers, body = await self._answer(scope, receive)
+        except TidepoolError as error:
+            status, headers, body = status_of(error), [JSON], error_body(str(error))
+            if status == 401:
+                headers.append((b"www-authenticate", b"Bearer"))
+        except Exception as error:
+            log.exception("answering %s failed", scope["path"])
+            status, headers, body = 500, [JSON], error_body(f"the model failed: {type(error).__name__}")
+        await respond(send, status, headers, body)
+
+    async def _answer(self, scope: Scope, receive: Receive) -> tuple[int, Headers, bytes]:
+        path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
+        match path.split("/")[1:]:
+            case ["infer"]:
+                return await self._infer(scope, receive, None)
+            case ["versions", version, "infer"]:
+                return await self._infer(scope, receive, version)
+            case ["ready"]:
+                return self._ready(scope, None)
+            case ["versions", version, "ready"]:
+                return self._ready(scope, version)
+            case []:
+                return self._metadata(scope, None)
+            case ["versions", version]:
+                return self._metadata(scope, version)
+        raise UnknownModel("no such path", seen=scope["path"], allowed="see /docs")
+
+    async def _infer(self, scope: Scope, receive: Receive, version: str | None) -> tuple[int, Headers, bytes]:
+        if scope["method"] != "POST":
+            return _wrong_method(b"POST")
+        headers = dict(scope["headers"])
+        self._authorize(headers)
+        body = await read_body(headers, receive, self._max_body_bytes)
+        request = codecs.decode(body, _json_length(headers))
+        response = await self._dataplane.infer(request, version)
+        content, json_length = codecs.encode(response)
+        if json_length is None:
+            return 200, [JSON], content
+        return 200, [OCTETS, (BINARY_LENGTH, str(json_length).encode())], content
+
+    def _ready(self, scope: Scope, version: str | None) -> tuple[int, Headers, bytes]:
+        if scope["method"] not in ("GET", "HEAD"):
+            return _wrong_method(b"GET, HEAD")
+        ready = self._dataplane.ready(version)
+        document = {"name": self._dataplane.model, "ready": ready}
+        return 200 if ready else 404 if version else 503, [JSON], orjson.dumps(document)
+
+    def _metadata(self, scope: Scope, version: str | None) -> tuple[int, Headers, bytes]:
+        if scope["method"] not in ("GET", "HEAD"):
+            return _wrong_method(b"GET, HEAD")
+        self._authorize(dict(scope["headers"]))
+        return 200, [JSON], orjson.dumps(self._dataplane.metadata(version))
+
+    def _authorize(self, headers: dict[bytes, bytes]) -> None:
+        if self._keyring is None:
+            return
+        text = headers.get(b"x-api-key") or headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+        self._keyring.check(text.decode("latin-1").strip(), self._dataplane.model)
+
+
+async def read_body(headers: dict[bytes, bytes], receive: Receive, limit: int) -> bytes:
+    """The whole request body.
+
+    Raises:
+        RequestTooLarge: it is longer than `limit` bytes; nothing is kept of it.
+        InvalidRequest: the client went away in the middle of it.
+    """
+    declared = headers.get(b"content-length", b"0")
+    if declared.isdigit() and int(declared) > limit:
+        raise _too_large(int(declared), limit)
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if message.get("more_body"):
+        parts, size = [body], len(body)
+        while message.get("more_body"):
+            message = await receive()
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > limit:
+                raise _too_large(size, limit)
+        body = b"".join(parts)
+    if message["type"] == "http.disconnect":
+        raise InvalidRequest("the client went away before the whole body had come")
+    return body
+
+
+def error_body(message: str) -> bytes:
+    """The protocol's one shape of an error."""
+    return orjson.dumps({"error": message})
+
+
+async def respond(send: Send, status: int, headers: Headers, body: bytes) -> None:
+    """Send a whole response."""
+    headers = [*headers, (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _too_large(size: int, limit: int) -> RequestTooLarge:
+    return RequestTooLarge(
+        "the body is too large", seen=f"{size} bytes", allowed=f"{limit} bytes", remedy="send fewer rows at once"
+    )
+
+
+def _wrong_method(allowed: bytes) -> tuple[int, Headers, bytes]:
+    return 405, [JSON, (b"allow", allowed)], error_body(f"method not allowed. Allowed: {allowed.decode()}.")
+
+
+def _json_length(headers: dict[bytes, bytes]) -> int | None:
+    text = headers.get(BINARY_LENGTH)
+    if text is None:
+        return None
+    if not text.isdigit():
+        raise InvalidRequest("Inference-Header-Content-Length is not a number", seen=text.decode("latin-1"))
+    return int(text)

@@ -1,0 +1,162 @@
+"""The version table: which version of each model answers, carried to every replica in milliseconds.
+
+The truth is the registry. One detached actor, the `TableKeeper`, reads it when it is told to (`refresh`) and every few
+seconds (for aliases that others moved); replicas hold a long poll on it, so that a flip costs one message to each.
+It carries the API keys the same way. Replicas never import the registry: they get artifact URIs and digests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tidepool.errors import ModelNotFound, TidepoolError
+from tidepool.settings import Settings
+
+log = logging.getLogger(__name__)
+
+NAME, NAMESPACE = "tidepool-tables", "tidepool"
+KEYS = "keys"
+"""The topic of the API keys; every other topic is `model:<name>`."""
+POLL_S = 5.0
+"""Seconds between two looks at the registry for moves that nobody announced."""
+HOLD_S = 30.0
+"""Seconds after which a long poll without news is answered all the same."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one version's artifact is."""
+
+    version: str
+    uri: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class VersionTable:
+    """The versions of a model that replicas keep loaded: the champion, its predecessor and the challenger."""
+
+    champion: str
+    entries: tuple[Entry, ...]
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> VersionTable:
+        """The inverse of `dataclasses.asdict`."""
+        return cls(document["champion"], tuple(Entry(**entry) for entry in document["entries"]))
+
+
+def read_table(settings: Settings, model: str) -> VersionTable:
+    """The table of one model, from the registry.
+
+    Raises:
+        ModelNotFound: no such model, or it has no champion.
+    """
+    from tidepool.registry.client import Registry
+
+    registry = Registry(settings.registry, settings.storage("artifacts"))
+    champion = registry.version(model, "champion")
+    others: list[int | str] = [*registry.history(model, "champion")[:-1][-1:], "challenger"]
+    versions = {champion.version: champion}
+    for other in others:
+        try:
+            found = registry.version(model, other)
+        except ModelNotFound:
+            continue
+        versions[found.version] = found
+    entries = tuple(Entry(str(v.version), v.uri, v.digest) for v in versions.values())
+    return VersionTable(str(champion.version), entries)
+
+
+def read_topic(settings: Settings, topic: str) -> Any:
+    """The JSON-ready value of a topic."""
+    from tidepool.serve.auth import KeyFile
+
+    if topic == KEYS:
+        return [asdict(key) for key in KeyFile(settings.keys_file).load()]
+    return asdict(read_table(settings, topic.removeprefix("model:")))
+
+
+class TableKeeper:
+    """The actor's class. A topic's revision goes up by one with each change of its value."""
+
+    def __init__(self, read: Callable[[str], Any] | None = None, poll_s: float = POLL_S) -> None:
+        settings = Settings()
+        self._read = read or (lambda topic: read_topic(settings, topic))
+        self._poll_s = poll_s
+        self._values: dict[str, tuple[int, Any]] = {}
+        self._changed = asyncio.Condition()
+        self._reading = asyncio.Lock()
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def wait(self, topic: str, seen: int = 0) -> tuple[int, Any]:
+        """The (revision, value) of a topic once its revision is over `seen`, or after `HOLD_S` as it is.
+
+        Raises:
+            ModelNotFound: the topic's model isn't in the registry, or has no champion.
+        """
+        self._watcher = self._watcher or asyncio.create_task(self._watch())
+        if topic not in self._values:
+            await self.refresh(topic)
+        async with self._changed:
+            news = self._changed.wait_for(lambda: self._values[topic][0] > seen)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(news, HOLD_S)
+            return self._values[topic]
+
+    async def refresh(self, topic: str) -> int:
+        """Read a topic anew and tell those who wait; returns its revision."""
+        async with self._reading:
+            value = await asyncio.to_thread(self._read, topic)
+            revision, known = self._values.get(topic, (0, None))
+            if revision and value == known:
+                return revision
+            async with self._changed:
+                self._values[topic] = (revision + 1, value)
+                self._changed.notify_all()
+            return revision + 1
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self._poll_s)
+            for topic in list(self._values):
+                try:
+                    await self.refresh(topic)
+                except TidepoolError as error:
+                    log.warning("the table of %s stays as it was: %s", topic, error)
+
+
+def keeper() -> Any:
+    """The handle of the actor, which is started on the head node if it isn't running."""
+    import ray
+
+    options = {
+        "name": NAME,
+        "namespace": NAMESPACE,
+        "get_if_exists": True,
+        "lifetime": "detached",
+        "num_cpus": 0,
+        "max_restarts": -1,
+        "max_task_retries": -1,
+        "max_concurrency": 10_000,
+        "resources": {"node:__internal_head__": 0.001},
+    }
+    return ray.remote(TableKeeper).options(**options).remote()
+
+
+async def follow(topic: str, apply: Callable[[Any], Awaitable[None]], revision: int = 0, retry_s: float = 1.0) -> None:
+    """Hold a long poll on a topic and `apply` each new value, for ever; a failure is logged and tried again."""
+    while True:
+        try:
+            news, value = await keeper().wait.remote(topic, revision)
+            if news != revision:
+                await apply(value)
+                revision = news
+        except Exception:
+            log.exception("following %s failed; trying again in %s s", topic, retry_s)
+            revision = 0
+            await asyncio.sleep(retry_s)

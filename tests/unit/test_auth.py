@@ -1,0 +1,60 @@
+"""API keys on disk and in a replica."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tidepool.errors import Forbidden, SpecError, StorageError, Unauthenticated
+from tidepool.serve.auth import KeyFile, Keyring
+
+
+def test_a_key_opens_what_it_was_made_for(tmp_path: Path) -> None:
+    store = KeyFile(tmp_path / "keys.json")
+    text = store.create("alice", ["digits"])
+    ring = Keyring(store.load())
+    assert ring.check(text, "digits").name == "alice"
+    with pytest.raises(Forbidden, match="iris"):
+        ring.check(text, "iris")
+
+
+def test_the_secret_is_not_stored_and_the_file_is_private(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    text = KeyFile(path).create("alice")
+    assert text.split("_")[2] not in path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_expired_key_is_refused(tmp_path: Path) -> None:
+    now = [100.0]
+    store = KeyFile(tmp_path / "keys.json", clock=lambda: now[0])
+    text = store.create("alice", ttl_s=10)
+    ring = Keyring(store.load(), clock=lambda: now[0])
+    assert ring.check(text, "digits")
+    now[0] = 111.0
+    with pytest.raises(Unauthenticated, match="expired"):
+        ring.check(text, "digits")
+
+
+def test_a_revoked_key_is_refused(tmp_path: Path) -> None:
+    store = KeyFile(tmp_path / "keys.json")
+    text = store.create("alice")
+    ring = Keyring(store.load())
+    store.revoke(store.load()[0].id)
+    ring.replace(store.load())
+    with pytest.raises(Unauthenticated, match="not known"):
+        ring.check(text, "digits")
+
+
+def test_revoking_an_unknown_key_names_those_there_are(tmp_path: Path) -> None:
+    store = KeyFile(tmp_path / "keys.json")
+    store.create("alice")
+    with pytest.raises(SpecError, match=store.load()[0].id):
+        store.revoke("nobody")
+
+
+def test_a_damaged_keys_file_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "keys.json").write_text('[{"id": 3}]')
+    with pytest.raises(StorageError, match=r"keys\.json"):
+        KeyFile(tmp_path / "keys.json").load()

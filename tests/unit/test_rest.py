@@ -1,0 +1,177 @@
+"""The HTTP interface of a model, without a server: requests straight into the ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+
+from tidepool.artifact import open_artifact
+from tidepool.serve.auth import Key, Keyring, digest
+from tidepool.serve.dataplane import Dataplane, Lineup, load_version
+from tidepool.serve.rest import ModelApp
+
+PREFIX = "/v2/models/digits"
+Send = Callable[..., httpx.Response]
+
+
+def keys() -> Keyring:
+    def key(id_: str, models: tuple[str, ...], expires: float | None = None) -> Key:
+        return Key(id_, id_, digest(id_), models, 0.0, expires)
+
+    return Keyring([key("good", ("*",)), key("other", ("iris",)), key("old", ("*",), 5.0)], clock=lambda: 10.0)
+
+
+@pytest.fixture
+def dataplane(make_artifact: Callable[..., Path]) -> Dataplane:
+    versions = {str(n): load_version(str(n), open_artifact(str(make_artifact(n)))) for n in (1, 2)}
+    plane = Dataplane("digits")
+    plane.flip(Lineup("2", versions))
+    return plane
+
+
+@pytest.fixture
+def send(dataplane: Dataplane) -> Iterator[Send]:
+    app = ModelApp(dataplane, keys(), max_body_bytes=10_000)
+
+    async def mounted(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, "root_path": PREFIX}, receive, send)
+
+    def request(method: str, path: str, key: str | None = "good", **options: Any) -> httpx.Response:
+        async def once() -> httpx.Response:
+            transport = httpx.ASGITransport(mounted)
+            async with httpx.AsyncClient(transport=transport, base_url="http://t") as client:
+                headers = {**options.pop("headers", {}), **({"authorization": f"Bearer {key}"} if key else {})}
+                return await client.request(method, PREFIX + path, headers=headers, **options)
+
+        return asyncio.run(once())
+
+    return request
+
+
+def infer_body(**changes: Any) -> bytes:
+    tensor = {"name": "image", "shape": [1, 64], "datatype": "FP32", "data": [0.0] * 64, **changes}
+    return orjson.dumps({"id": "a", "inputs": [tensor]})
+
+
+def test_the_champion_answers_and_says_so(send: Send) -> None:
+    answer = send("POST", "/infer", content=infer_body()).json()
+    assert (answer["model_name"], answer["model_version"], answer["id"]) == ("digits", "2", "a")
+    assert {o["name"]: o["datatype"] for o in answer["outputs"]} == {"digit": "INT64", "probabilities": "FP32"}
+    assert answer["outputs"][0]["data"] == [2]
+    assert len(answer["parameters"]["digest"]) == 64
+
+
+def test_a_version_in_the_path_answers_itself(send: Send) -> None:
+    answer = send("POST", "/versions/1/infer", content=infer_body()).json()
+    assert (answer["model_version"], answer["outputs"][0]["data"]) == ("1", [1])
+
+
+def test_metadata_names_tensors_and_versions(send: Send) -> None:
+    metadata = send("GET", "").json()
+    assert metadata["inputs"] == [{"name": "image", "datatype": "FP32", "shape": [-1, 64]}]
+    assert metadata["versions"] == ["1", "2"]
+    assert send("GET", "/versions/1").json()["parameters"]["version"] == "1"
+
+
+def test_ready_needs_no_key(send: Send) -> None:
+    assert send("GET", "/ready", key=None).json() == {"name": "digits", "ready": True}
+    assert send("GET", "/versions/9/ready", key=None).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("key", "status", "words"),
+    [(None, 401, "is needed"), ("wrong", 401, "not known"), ("old", 401, "expired"), ("other", 403, "doesn't open")],
+)
+def test_a_key_that_does_not_open_the_model_is_refused(send: Send, key: str | None, status: int, words: str) -> None:
+    response = send("POST", "/infer", key=key, content=infer_body())
+    assert response.status_code == status
+    assert words in response.json()["error"]
+
+
+def test_a_key_may_come_as_x_api_key(send: Send) -> None:
+    response = send("POST", "/infer", key=None, headers={"x-api-key": "good"}, content=infer_body())
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"name": "picture"}, "not the model's"),
+        ({"datatype": "INT64", "data": [0] * 64}, "wrong datatype"),
+        ({"shape": [64]}, "wrong shape"),
+        ({"shape": [1, 63], "data": [0.0] * 63}, "wrong shape"),
+        ({"shape": [0, 64], "data": []}, "no rows"),
+        ({"data": [0.0] * 63}, "don't fit"),
+    ],
+)
+def test_a_tensor_that_is_not_the_models_is_refused(send: Send, changes: dict[str, Any], words: str) -> None:
+    response = send("POST", "/infer", content=infer_body(**changes))
+    assert response.status_code == 400
+    assert words in response.json()["error"]
+
+
+def test_a_body_over_the_limit_is_refused(send: Send) -> None:
+    response = send("POST", "/infer", content=b" " * 10_001)
+    assert response.status_code == 413
+    assert "10000 bytes" in response.json()["error"]
+
+
+def test_a_body_over_the_limit_without_a_length_is_refused(send: Send) -> None:
+    async def chunks() -> Any:
+        for _ in range(11):
+            yield b" " * 1000
+
+    assert send("POST", "/infer", content=chunks()).status_code == 413
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/infer"), ("POST", ""), ("DELETE", "/ready")])
+def test_a_wrong_method_is_refused(send: Send, method: str, path: str) -> None:
+    response = send(method, path)
+    assert response.status_code == 405
+    assert "error" in response.json()
+
+
+@pytest.mark.parametrize("path", ["/versions/9/infer", "/nonsense", "/versions"])
+def test_an_unknown_path_or_version_is_not_found(send: Send, path: str) -> None:
+    response = send("POST", path, content=infer_body())
+    assert response.status_code == 404
+    assert "error" in response.json()
+
+
+def test_a_raw_answer_comes_with_its_length(send: Send) -> None:
+    document = orjson.loads(infer_body())
+    document["parameters"] = {"binary_data_output": True}
+    response = send("POST", "/infer", content=orjson.dumps(document))
+    length = int(response.headers["inference-header-content-length"])
+    heads = orjson.loads(response.content[:length])["outputs"]
+    assert sum(head["parameters"]["binary_data_size"] for head in heads) == len(response.content) - length
+
+
+def test_a_header_length_that_is_no_number_is_refused(send: Send) -> None:
+    headers = {"inference-header-content-length": "x"}
+    assert send("POST", "/infer", headers=headers, content=infer_body()).status_code == 400
+
+
+def test_a_model_that_is_not_loaded_is_not_ready() -> None:
+    async def once() -> list[dict[str, Any]]:
+        sent: list[dict[str, Any]] = []
+
+        async def collect(message: Any) -> None:
+            sent.append(message)
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": infer_body()}
+
+        for path, method in (("/infer", "POST"), ("/ready", "GET")):
+            scope = {"type": "http", "path": PREFIX + path, "root_path": PREFIX, "method": method, "headers": []}
+            await ModelApp(Dataplane("digits"), None, 10_000)(scope, receive, collect)
+        return sent
+
+    statuses = [message["status"] for message in asyncio.run(once()) if "status" in message]
+    assert statuses == [503, 503]

@@ -1,0 +1,55 @@
+"""The version table reaches those who wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from tidepool.serve.versions import Entry, TableKeeper, VersionTable
+
+
+def test_a_waiter_gets_the_first_value_at_once() -> None:
+    keeper = TableKeeper(read=lambda topic: {"topic": topic})
+    assert asyncio.run(keeper.wait("model:digits")) == (1, {"topic": "model:digits"})
+
+
+def test_a_change_wakes_every_waiter() -> None:
+    value = {"champion": 1}
+
+    async def scenario() -> list[tuple[int, Any]]:
+        keeper = TableKeeper(read=lambda _: dict(value))
+        revision, _ = await keeper.wait("model:digits")
+        waiters = [asyncio.create_task(keeper.wait("model:digits", revision)) for _ in range(3)]
+        await asyncio.sleep(0)
+        value["champion"] = 2
+        await keeper.refresh("model:digits")
+        return await asyncio.gather(*waiters)
+
+    assert asyncio.run(scenario()) == [(2, {"champion": 2})] * 3
+
+
+def test_a_refresh_without_news_wakes_nobody() -> None:
+    async def scenario() -> int:
+        keeper = TableKeeper(read=lambda _: "same")
+        await keeper.wait("model:digits")
+        return await keeper.refresh("model:digits")
+
+    assert asyncio.run(scenario()) == 1
+
+
+def test_a_move_that_nobody_announced_is_found() -> None:
+    value = ["old"]
+
+    async def scenario() -> Any:
+        keeper = TableKeeper(read=lambda _: value[0], poll_s=0.01)
+        revision, _ = await keeper.wait("model:digits")
+        value[0] = "new"
+        return await asyncio.wait_for(keeper.wait("model:digits", revision), 5)
+
+    assert asyncio.run(scenario()) == (2, "new")
+
+
+def test_a_table_survives_json() -> None:
+    table = VersionTable("2", (Entry("2", "/a", "d"), Entry("1", "/b", "e")))
+    document = {"champion": "2", "entries": [vars(entry) for entry in table.entries]}
+    assert VersionTable.from_json(document) == table
