@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -128,6 +130,29 @@ def test_a_body_over_the_limit_without_a_length_is_refused(send: Send) -> None:
             yield b" " * 1000
 
     assert send("POST", "/infer", content=chunks()).status_code == 413
+
+
+@pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_a_packed_body_is_unpacked(send: Send, encoding: str, pack: Callable[[bytes], bytes]) -> None:
+    response = send("POST", "/infer", content=pack(infer_body()), headers={"content-encoding": encoding})
+    assert response.json()["model_version"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "content", "status", "words"),
+    [
+        ("gzip", gzip.compress(b" " * 1_000_000), 413, "too large"),
+        ("gzip", gzip.compress(b"{}")[:-4], 400, "truncated"),
+        ("gzip", b"no gzip", 400, "can't be unpacked"),
+        ("br", b"", 400, "content-encoding"),
+    ],
+)
+def test_a_body_that_does_not_unpack_is_refused(
+    send: Send, encoding: str, content: bytes, status: int, words: str
+) -> None:
+    response = send("POST", "/infer", content=content, headers={"content-encoding": encoding})
+    assert response.status_code == status
+    assert words in response.json()["error"]
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/infer"), ("POST", ""), ("DELETE", "/ready")])

@@ -9,15 +9,15 @@ from typing import Any
 import orjson
 
 from tidepool import errors
-from tidepool.errors import InvalidRequest, RequestTooLarge, TidepoolError, UnknownModel
+from tidepool.errors import InvalidRequest, TidepoolError, UnknownModel
 from tidepool.serve import codecs
 from tidepool.serve.auth import Keyring
+from tidepool.serve.body import Receive, read_body
 from tidepool.serve.dataplane import Dataplane
 
 log = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
@@ -115,32 +115,6 @@ class ModelApp:
         self._keyring.check(text.decode("latin-1").strip(), self._dataplane.model)
 
 
-async def read_body(headers: dict[bytes, bytes], receive: Receive, limit: int) -> bytes:
-    """The whole request body.
-
-    Raises:
-        RequestTooLarge: it is longer than `limit` bytes; nothing is kept of it.
-        InvalidRequest: the client went away in the middle of it.
-    """
-    declared = headers.get(b"content-length", b"0")
-    if declared.isdigit() and int(declared) > limit:
-        raise _too_large(int(declared), limit)
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if message.get("more_body"):
-        parts, size = [body], len(body)
-        while message.get("more_body"):
-            message = await receive()
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > limit:
-                raise _too_large(size, limit)
-        body = b"".join(parts)
-    if message["type"] == "http.disconnect":
-        raise InvalidRequest("the client went away before the whole body had come")
-    return body
-
-
 def error_body(message: str) -> bytes:
     """The protocol's one shape of an error."""
     return orjson.dumps({"error": message})
@@ -151,12 +125,6 @@ async def respond(send: Send, status: int, headers: Headers, body: bytes) -> Non
     headers = [*headers, (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-def _too_large(size: int, limit: int) -> RequestTooLarge:
-    return RequestTooLarge(
-        "the body is too large", seen=f"{size} bytes", allowed=f"{limit} bytes", remedy="send fewer rows at once"
-    )
 
 
 def _wrong_method(allowed: bytes) -> tuple[int, Headers, bytes]:

@@ -1,0 +1,69 @@
+"""Request bodies: read whole, unpacked, and never longer than allowed."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from tidepool.errors import InvalidRequest, RequestTooLarge
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+_WINDOW = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
+"""zlib's window argument for each content encoding (RFC 9110, section 8.4.1)."""
+
+
+async def read_body(headers: dict[bytes, bytes], receive: Receive, limit: int) -> bytes:
+    """The whole request body, unpacked if its `content-encoding` is gzip or deflate.
+
+    Raises:
+        RequestTooLarge: it is longer than `limit` bytes, as sent or unpacked; nothing is kept of it.
+        InvalidRequest: the client went away in the middle of it, or it can't be unpacked.
+    """
+    declared = headers.get(b"content-length", b"0")
+    if declared.isdigit() and int(declared) > limit:
+        raise _too_large(int(declared), limit)
+    body = await _collect(receive, limit)
+    encoding = headers.get(b"content-encoding")
+    return body if encoding in (None, b"identity") else _unpack(body, encoding, limit)
+
+
+async def _collect(receive: Receive, limit: int) -> bytes:
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if message.get("more_body"):
+        parts, size = [body], len(body)
+        while message.get("more_body"):
+            message = await receive()
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > limit:
+                raise _too_large(size, limit)
+        body = b"".join(parts)
+    if message["type"] == "http.disconnect":
+        raise InvalidRequest("the client went away before the whole body had come")
+    return body
+
+
+def _unpack(body: bytes, encoding: bytes | None, limit: int) -> bytes:
+    window = _WINDOW.get(encoding or b"")
+    if window is None:
+        raise InvalidRequest("unknown content-encoding", seen=encoding, allowed="gzip, deflate")
+    unpacker = zlib.decompressobj(window)
+    try:
+        # A small body may unpack to a huge one: stop at the first byte too many.
+        unpacked = unpacker.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise InvalidRequest("the body can't be unpacked", seen=error, allowed="gzip or deflate, whole") from None
+    if len(unpacked) > limit:
+        raise _too_large(len(unpacked), limit)
+    if not unpacker.eof:
+        raise InvalidRequest("the packed body is truncated")
+    return unpacked
+
+
+def _too_large(size: int, limit: int) -> RequestTooLarge:
+    return RequestTooLarge(
+        "the body is too large", seen=f"{size} bytes", allowed=f"{limit} bytes", remedy="send fewer rows at once"
+    )
