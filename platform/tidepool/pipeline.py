@@ -5,11 +5,9 @@ Every step finds what the one before left in the storage, so that each can be ru
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tidepool import storage
 from tidepool.artifact import open_artifact
 from tidepool.errors import ModelNotFound, TrainingError
 from tidepool.recipe import load_recipe
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
     from tidepool.registry.entities import ModelVersion
     from tidepool.train.tracking import Run
     from tidepool.train.trainer import TrainResult
-
-EVALUATION = "evaluation.json"
 
 
 class Pipeline:
@@ -52,7 +48,7 @@ class Pipeline:
         """Train, going on from the last checkpoint if an earlier run of the same spec was interrupted."""
         from tidepool.train.trainer import fit
 
-        return fit(self._spec, self._recipe, self.preprocess(), self._runs, self._progress)
+        return fit(self._spec, self.preprocess(), self._runs, self._progress)
 
     def evaluate(self) -> dict[str, float]:
         """The metrics of the newest complete run on the held-out rows.
@@ -63,12 +59,13 @@ class Pipeline:
         """
         from tidepool.checkpoint import load
         from tidepool.evaluate import gate, metrics
+        from tidepool.train import tracking
 
         run, data = self._trained()
         measured = metrics.evaluate(self._recipe, load(run.checkpoint.uri).weights, data)
         for outcome in gate.check(measured, self._champion_metrics(), self._spec.evaluate.gate):
             print(f"gate: {outcome}")
-        storage.write_json(self._evaluation_of(run), measured)
+        tracking.evaluated(run, measured)
         return measured
 
     def export(self) -> ModelVersion:
@@ -82,8 +79,10 @@ class Pipeline:
         from tidepool.serve import parity
 
         run, data = self._trained()
-        staging = self._settings.storage("staging")
-        made = export(self._spec, self._recipe, run.checkpoint, data, staging, self._evaluated(run), self._progress)
+        if run.evaluation is None:
+            raise TrainingError("the run wasn't evaluated, or missed the gate", seen=run.run_id, remedy="evaluate it")
+        staging = self._settings.storage("runs")
+        made = export(self._spec, self._recipe, run.checkpoint, data, staging, run.evaluation, self._progress)
         for stage in made.stages:
             print(f"export: {stage}")
         artifact = open_artifact(made.uri, self._settings.root / "cache", made.digest)
@@ -107,13 +106,6 @@ class Pipeline:
         if run is None:
             raise TrainingError("no complete training run of this spec", seen=self._spec.name, remedy="train it first")
         return run, open_prepared(run.data_uri)
-
-    def _evaluated(self, run: Run) -> dict[str, float]:
-        try:
-            metrics: dict[str, float] = json.loads(self._evaluation_of(run).read_bytes())
-        except FileNotFoundError:
-            raise TrainingError("the run wasn't evaluated", seen=run.run_id, remedy="evaluate it first") from None
-        return metrics
 
     def _champion_metrics(self) -> Mapping[str, float] | None:
         try:

@@ -28,13 +28,14 @@ class LineProgress:
 
     def __init__(self, out: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._out, self._clock = out or sys.stdout, clock
-        self._last: dict[str, float] = {}
+        self._last: dict[str, tuple[float, float, str]] = {}
 
     def __call__(self, step: str, done: float, total: float, note: str = "") -> None:
         now = self._clock()
-        if done < total and now - self._last.get(step, -1.0) < 0.1:
+        at, done_before, note_before = self._last.get(step, (float("-inf"), -1.0, ""))
+        if (done < total and now - at < 0.1) or (done, note) == (done_before, note_before):
             return
-        self._last[step] = now
+        self._last[step] = (now, done, note)
         line = orjson.dumps({"step": step, "done": done, "total": total, "note": note}).decode()
         print(f"{MARK}{line}", file=self._out, flush=True)
 
