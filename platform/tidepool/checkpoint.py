@@ -147,7 +147,7 @@ def _split(tree: Any, tensors: dict[str, torch.Tensor], path: str = "") -> Any:
     if isinstance(tree, dict):
         return {"pairs": [[key, _split(value, tensors, f"{path}/{key}")] for key, value in tree.items()]}
     if isinstance(tree, list | tuple):
-        return {"list": [_split(value, tensors, f"{path}/{i}") for i, value in enumerate(tree)]}
+        return {type(tree).__name__: [_split(value, tensors, f"{path}/{i}") for i, value in enumerate(tree)]}
     return {"value": tree}
 
 
@@ -157,6 +157,7 @@ def _join(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
         return tensors[tree["tensor"]]
     if "pairs" in tree:
         return {key: _join(value, tensors) for key, value in tree["pairs"]}
-    if "list" in tree:
-        return [_join(value, tensors) for value in tree["list"]]
+    for kind in (list, tuple):
+        if kind.__name__ in tree:
+            return kind(_join(value, tensors) for value in tree[kind.__name__])
     return tree["value"]

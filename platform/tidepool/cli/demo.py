@@ -50,20 +50,20 @@ def demo(
     console.rule("[bold]4  ten held-out digits over HTTP", align="left")
     images, labels = _held_out()
     answers, latencies = _ask(settings, images)
-    for line in drawing(images, answers, labels):
-        console.print(line)
+    for line in drawing(images, answers, labels, per_row=min(5, (console.width + 2) // 18)):
+        console.print(line, soft_wrap=True)
     console.rule("[bold]5  what you have now", align="left")
     for line in _summary(settings, latencies, time.monotonic() - began):
         console.print(line, soft_wrap=True)
 
 
-def drawing(images: npt.NDArray[np.float32], answers: list[int], labels: list[int]) -> list[str]:
-    """Images [n, 64] of 0 to 16 as shaded text, five to a row, each above its answer."""
+def drawing(images: npt.NDArray[np.float32], answers: list[int], labels: list[int], per_row: int = 5) -> list[str]:
+    """Images [n, 64] of 0 to 16 as shaded text, `per_row` beside one another, each above its answer."""
     lines = []
-    for first in range(0, len(images), 5):
-        row = images[first : first + 5].reshape(-1, 8, 8)
+    for first in range(0, len(images), per_row):
+        row = images[first : first + per_row].reshape(-1, 8, 8)
         lines += ["  ".join(map(_shaded, row[:, y])) for y in range(8)]
-        pairs = zip(answers[first : first + 5], labels[first : first + 5], strict=True)
+        pairs = zip(answers[first : first + per_row], labels[first : first + per_row], strict=True)
         lines.append("  ".join(f"{_verdict(answer, label):<16}" for answer, label in pairs))
         lines.append("")
     return lines

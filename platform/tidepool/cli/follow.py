@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ def submit(settings: Settings, project: Path, arguments: list[str]) -> Submitted
 
     from tidepool.cluster.local import dashboard_address
 
+    logging.getLogger("ray").setLevel(logging.WARNING)
     entrypoint = "python " + shlex.join(arguments)
     print(f"$ ray job submit --working-dir {_shown(project)} -- {entrypoint}")
     environment: dict[str, object] = {"working_dir": str(project), "excludes": EXCLUDED}
@@ -95,7 +97,7 @@ def _show_line(line: str, bars: Progress, tasks: dict[str, TaskID], errors: list
         if line.startswith("error: "):
             errors.append(line)
         elif line.strip() and not _is_noise(line):
-            bars.console.print(line, markup=False, highlight=False)
+            bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
         return
     step, done, total, note = news
     if step not in tasks:
@@ -104,18 +106,19 @@ def _show_line(line: str, bars: Progress, tasks: dict[str, TaskID], errors: list
 
 
 def _is_noise(line: str) -> bool:
-    """Whether a line is Ray's own chatter about connecting."""
-    return "\tINFO " in line or line.startswith("Running entrypoint for job")
+    """Whether a line is Ray's own chatter."""
+    return "\tINFO " in line or "(raylet)" in line or line.startswith("Running entrypoint for job")
 
 
 def _bars() -> Progress:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.table import Column
 
     return Progress(
-        TextColumn("{task.description:<12}"),
-        BarColumn(bar_width=28),
+        TextColumn("{task.description:<10}", table_column=Column(no_wrap=True, min_width=10)),
+        BarColumn(bar_width=16),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
     )
 
 
