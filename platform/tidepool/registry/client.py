@@ -1,0 +1,141 @@
+"""The registry: which versions of which models exist, and which of them the aliases name.
+
+    artifact --register--> bytes in `blobs`, then a row in `database`   --promote, rollback--> an alias moves
+
+A version is visible only after its bytes are stored and checked. Every version keeps its bytes for good.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from tidepool.artifact import Artifact
+from tidepool.errors import NothingToRollBack, RegistryError
+from tidepool.registry import history
+from tidepool.registry.blobs import Blobs
+from tidepool.registry.database import PREFIX, Database
+from tidepool.registry.entities import (
+    CHAMPION,
+    ModelVersion,
+    Move,
+    RegisteredModel,
+    check_alias,
+    no_such_model,
+    parse_reference,
+)
+from tidepool.registry.recorder import Recorder
+from tidepool.telemetry.progress import Progress, quiet
+
+NO_TAGS: Mapping[str, str] = MappingProxyType({})
+
+
+class Registry:
+    """Registered models in the MLflow database at `url` (SQLAlchemy), their bytes below `artifacts` (path or URI).
+
+    Making one touches nothing. Reading makes no database where there is none: it holds no models then.
+    """
+
+    def __init__(self, url: str, artifacts: str, clock: Callable[[], float] = time.time) -> None:
+        self._database, self._blobs = Database(url), Blobs(artifacts)
+        self._recorder = Recorder(url, artifacts, clock)
+        self._clock = clock
+
+    def register(
+        self, artifact: Artifact, tags: Mapping[str, str] = NO_TAGS, progress: Progress = quiet
+    ) -> ModelVersion:
+        """Store the artifact and make it the next version of the model it is named for.
+
+        The same artifact again is a new version of the same bytes.
+
+        Raises:
+            CorruptionError: the artifact is damaged; nothing was registered.
+            StorageError: its bytes can't be stored; nothing was registered.
+            RegistryError: a tag's key is reserved, or the database refuses; the bytes may stay, no version does.
+        """
+        reserved = sorted(key for key in tags if key.startswith((PREFIX, "mlflow.")))
+        if reserved:
+            raise RegistryError("reserved tag keys", seen=", ".join(reserved), remedy=f"don't begin them with {PREFIX}")
+        uri = self._blobs.put(artifact, progress)
+        number = self._recorder.record(artifact, uri, tags, progress)
+        return self.version(artifact.name, number)
+
+    def models(self) -> list[RegisteredModel]:
+        """Every registered model with its versions, sorted by name."""
+        return self._database.read()
+
+    def version(self, name: str, version: int | str = CHAMPION) -> ModelVersion:
+        """The version of that number or alias.
+
+        Raises:
+            ModelNotFound: no such model, version or alias; the message lists those that exist.
+        """
+        return self._model(name).version(version)
+
+    def resolve(self, reference: str) -> ModelVersion:
+        """The version that `models:/digits@champion`, `models:/digits/4` or `digits` stands for.
+
+        Raises:
+            RegistryError: `reference` has another form.
+            ModelNotFound: no such model, version or alias.
+        """
+        parsed = parse_reference(reference)
+        return self.version(parsed.name, parsed.wanted)
+
+    def promote(self, name: str, version: int, alias: str = CHAMPION) -> ModelVersion:
+        """Give the alias to the version. If it has it already, nothing changes.
+
+        Raises:
+            ModelNotFound: no such model or version.
+            RegistryError: not a name for an alias, or the database refuses; nothing moved.
+        """
+        check_alias(alias)
+        with self._database.moving(name) as aliases:
+            chosen, current = aliases.model.version(version), aliases.model.aliases.get(alias)
+            moves = self._moves(aliases.model, alias)
+            if chosen.version != current:
+                moves.append(Move(chosen.version, self._clock()))
+            aliases.write(alias, moves)
+        return self.version(name, chosen.version)
+
+    def rollback(self, name: str, alias: str = CHAMPION) -> ModelVersion:
+        """Give the alias back to the version that had it before; twice goes back two.
+
+        Raises:
+            NothingToRollBack: it named no other version before.
+            ModelNotFound: no such model or alias.
+            RegistryError: the database refuses; nothing moved.
+        """
+        with self._database.moving(name) as aliases:
+            current = aliases.model.version(check_alias(alias))
+            moves = self._moves(aliases.model, alias)
+            previous = history.previous(moves, {version.version for version in aliases.model.versions})
+            if previous is None:
+                raise NothingToRollBack(
+                    f"{name}@{alias} named no other version before",
+                    seen=f"it names version {current.version}",
+                    remedy=f"promote another: tidepool promote {name} <version>",
+                )
+            aliases.write(alias, [*moves, Move(previous, self._clock(), rollback=True)])
+        return self.version(name, previous)
+
+    def history(self, name: str, alias: str = CHAMPION) -> list[int]:
+        """The versions that rollbacks lead through, oldest first; the last is the one that the alias names.
+
+        Promotions and rollbacks themselves, with their times, are `RegisteredModel.moves`.
+
+        Raises:
+            ModelNotFound: no such model.
+        """
+        model = self._model(name)
+        return history.standing(self._moves(model, alias)) if alias in model.aliases else []
+
+    def _moves(self, model: RegisteredModel, alias: str) -> list[Move]:
+        return history.caught_up(model.moves.get(alias, ()), model.aliases.get(alias), self._clock())
+
+    def _model(self, name: str) -> RegisteredModel:
+        found = self._database.read(name)
+        if not found:
+            raise no_such_model(name, [model.name for model in self.models()])
+        return found[0]
