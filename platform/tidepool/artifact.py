@@ -83,13 +83,25 @@ class Golden:
         for key in arrays:
             side, _, name = key.partition(".")
             values = arrays[key]
-            sides[side][name] = values.astype(np.object_) if values.dtype.kind == "S" else values
+            sides[side][name] = _to_objects(values) if values.dtype.kind == "S" else values
         return cls(sides["input"], sides["output"])
 
     def write(self, path: Path) -> None:
         """Store as .npz without pickle; BYTES become fixed-length strings."""
         flat = {f"input.{n}": v for n, v in self.inputs.items()} | {f"output.{n}": v for n, v in self.outputs.items()}
-        np.savez(path, **{k: v.astype(np.bytes_) if v.dtype == np.object_ else v for k, v in flat.items()})  # type: ignore[arg-type]
+        np.savez(path, **{k: _to_strings(v) if v.dtype == np.object_ else v for k, v in flat.items()})  # type: ignore[arg-type]
+
+
+def _to_strings(values: npt.NDArray[Any]) -> npt.NDArray[np.bytes_]:
+    """BYTES as fixed-length strings, each ended by a dot: numpy drops zero bytes at the end of such strings."""
+    return np.array([value + b"." for value in values.reshape(-1)], np.bytes_).reshape(values.shape)
+
+
+def _to_objects(values: npt.NDArray[np.bytes_]) -> npt.NDArray[np.object_]:
+    """The inverse of `_to_strings`."""
+    objects = np.empty(values.size, np.object_)
+    objects[:] = [value[:-1] for value in values.reshape(-1)]
+    return objects.reshape(values.shape)
 
 
 @contextmanager

@@ -113,11 +113,8 @@ def latest(checkpoints: str) -> Checkpoint | None:
 
 def prune(checkpoints: str, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints."""
-    from pyarrow import fs
-
     for uri in _uris(checkpoints)[:-keep]:
-        store, path = fs.FileSystem.from_uri(uri if storage.is_remote(uri) else str(storage.local_path(uri)))
-        store.delete_dir(path)
+        storage.remove(uri)
 
 
 def _uris(checkpoints: str) -> list[str]:
@@ -130,9 +127,17 @@ def _uris(checkpoints: str) -> list[str]:
 
 
 def _save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    own: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        # Tied weights share memory, which safetensors refuses: each name gets bytes of its own.
+        values = tensor.detach().cpu().contiguous()
+        memory = values.untyped_storage().data_ptr()
+        own[name] = values.clone() if memory in seen else values
+        seen.add(memory)
     with storage.explained("write", path):
         try:
-            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+            save_file(own, path)
         except OSError:
             raise
         except Exception as error:  # safetensors raises its own type for a full disk

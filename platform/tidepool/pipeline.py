@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from tidepool import storage
 from tidepool.artifact import open_artifact
 from tidepool.errors import ModelNotFound, TrainingError
 from tidepool.recipe import load_recipe
@@ -74,25 +75,28 @@ class Pipeline:
         Raises:
             TrainingError: there is no complete run of this spec, or it wasn't evaluated.
             ExportError: the result differs from the original by more than the spec allows; nothing is registered.
+            GateError: the result misses the gate that the original met; nothing is registered.
         """
+        from tidepool.evaluate import gate
         from tidepool.export.pipeline import export
         from tidepool.serve import parity
 
         run, data = self._trained()
         if run.evaluation is None:
             raise TrainingError("the run wasn't evaluated, or missed the gate", seen=run.run_id, remedy="evaluate it")
-        staging = self._settings.storage("runs")
+        staging = self._settings.storage("staging")
         made = export(self._spec, self._recipe, run.checkpoint, data, staging, run.evaluation, self._progress)
         for stage in made.stages:
             print(f"export: {stage}")
+        gate.check(made.metrics, self._champion_metrics(), self._spec.evaluate.gate)
         artifact = open_artifact(made.uri, self._settings.root / "cache", made.digest)
         moved = parity.check(artifact, self._spec.export.parity_tolerance)
         print(f"parity: answers differ from the trained network's by at most {moved:.2g}")
         registry = self._registry()
         version = registry.register(artifact)
-        registry.promote(version.name, version.version)
+        storage.remove(made.uri)
         print(f"registered {version.name} version {version.version} as champion")
-        return version
+        return registry.promote(version.name, version.version)
 
     def held_out(self, rows: int) -> dict[str, npt.NDArray[Any]]:
         """Raw held-out rows: the signature's inputs and the target."""

@@ -170,6 +170,8 @@ def load_recipe(path: str, params: Mapping[str, Any] | None = None) -> Recipe:
         RecipeError: no such module or class, a class that is no recipe, or params it doesn't take.
     """
     module_name, _, class_name = path.partition(":")
+    if not module_name:
+        raise RecipeError("not the path of a recipe", seen=path, allowed="package.module:Class")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

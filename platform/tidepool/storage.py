@@ -60,18 +60,36 @@ def explained(action: str, where: object) -> Iterator[None]:
 def write_json(path: Path, document: Any, mode: int = 0o644) -> None:
     """Write JSON so that a reader sees the old file or the new one, never a part."""
     with explained("write", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump(document, file, indent=2)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, mode)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        _replace(path, json.dumps(document, indent=2).encode(), mode)
+
+
+def write_file(folder: str, name: str, content: bytes) -> dict[str, Any]:
+    """Write one file below the folder or URI `folder`; a reader sees the old file or the new one, never a part.
+
+    Returns:
+        The file's entry for `seal`.
+
+    Raises:
+        StorageError: the disk is full, or the place can't be written.
+    """
+    with explained("write", f"{folder}/{name}"):
+        if is_remote(folder):
+            _put(folder, name, content)
+        else:
+            _replace(local_path(folder) / name, content, 0o644)
+    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+
+def seal(folder: str, files: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Any]) -> None:
+    """Make a folder count as written whose `files` (name to entry) were put in place with `write_file`.
+
+    Any number of machines may have written them. Files that are there but not named do not belong to the folder.
+
+    Raises:
+        StorageError: the place can't be written.
+    """
+    manifest = {**facts, "files": {name: dict(files[name]) for name in sorted(files)}}
+    write_file(folder, MANIFEST, json.dumps(manifest, indent=2).encode())
 
 
 @contextlib.contextmanager
@@ -163,6 +181,33 @@ def fetch(uri: str, into: Path) -> Path:
     return target
 
 
+def _replace(path: Path, content: bytes, mode: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, mode)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def remove(uri: str) -> None:
+    """Delete the folder at `uri`, if it is there."""
+    if not is_remote(uri):
+        shutil.rmtree(local_path(uri), ignore_errors=True)
+        return
+    from pyarrow import fs
+
+    store, path = fs.FileSystem.from_uri(uri)
+    with explained("delete", uri):
+        store.delete_dir(path)
+
+
 def _seal(folder: Path, facts: Mapping[str, Any]) -> None:
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -180,12 +225,16 @@ def _swap(building: Path, target: Path) -> None:
 
 
 def _upload(building: Path, uri: str) -> None:
+    names = [p.relative_to(building).as_posix() for p in building.rglob("*") if p.is_file()]
+    for name in sorted(names, key=lambda name: name == MANIFEST):
+        _put(uri, name, (building / name).read_bytes())
+
+
+def _put(uri: str, name: str, content: bytes) -> None:
     from pyarrow import fs
 
     store, path = fs.FileSystem.from_uri(uri)
-    names = [p.relative_to(building).as_posix() for p in building.rglob("*") if p.is_file()]
-    for name in sorted(names, key=lambda name: name == MANIFEST):
-        destination = f"{path}/{name}"
-        store.create_dir(destination.rpartition("/")[0], recursive=True)
-        with store.open_output_stream(destination) as out:
-            out.write((building / name).read_bytes())
+    destination = f"{path.rstrip('/')}/{name}"
+    store.create_dir(destination.rpartition("/")[0], recursive=True)
+    with store.open_output_stream(destination) as out:
+        out.write(content)

@@ -35,6 +35,13 @@ def test_a_checkpoint_comes_back_as_it_went(tmp_path: Path) -> None:
     assert optimizer.state_dict()["param_groups"] == before.optimizer["param_groups"]
 
 
+def test_tied_weights_are_kept(tmp_path: Path) -> None:
+    tied = torch.ones(2, 2)
+    before = TrainState(1, 0, 0, {"a": tied, "b": tied}, {}, torch.get_rng_state())
+    after = checkpoint.load(checkpoint.save(str(tmp_path), before).uri)
+    assert torch.equal(after.weights["a"], after.weights["b"])
+
+
 def test_the_latest_is_the_one_of_the_highest_step(tmp_path: Path) -> None:
     assert checkpoint.latest(str(tmp_path / "none")) is None
     for step in (9, 10, 100):
