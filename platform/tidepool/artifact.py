@@ -7,6 +7,7 @@ signature, the fitted preprocessing, metrics and lineage; its files are `model.o
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -143,7 +144,12 @@ def open_artifact(uri: str, cache: Path | None = None, expected_digest: str | No
         StorageError: nothing is there.
     """
     folder = storage.fetch(uri, cache or Path("/tmp/tidepool-artifacts"))
-    manifest = storage.verify(folder)
+    try:
+        manifest = storage.verify(folder)
+    except CorruptionError:
+        if storage.is_remote(uri):
+            shutil.rmtree(folder, ignore_errors=True)  # the copy may be at fault: the next call takes a new one
+        raise
     digest = storage.digest(manifest)
     if manifest.get("kind") != "artifact" or expected_digest not in (None, digest):
         raise CorruptionError(f"{uri} is not the artifact that was registered", seen=digest, allowed=expected_digest)

@@ -101,7 +101,7 @@ def load(uri: str) -> TrainState:
 
 def latest(checkpoints: str) -> Checkpoint | None:
     """The newest checkpoint whose bytes are all right; damaged ones are passed over with a warning."""
-    for uri in reversed(_uris(checkpoints)):
+    for uri in (f"{_root(checkpoints)}/{name}" for name in reversed(_names(checkpoints)) if STEP.match(name)):
         try:
             with tempfile.TemporaryDirectory() as scratch:
                 manifest = storage.verify(storage.fetch(uri, Path(scratch)))
@@ -112,18 +112,27 @@ def latest(checkpoints: str) -> Checkpoint | None:
 
 
 def prune(checkpoints: str, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints."""
-    for uri in _uris(checkpoints)[:-keep]:
-        storage.remove(uri)
+    """Delete all but the newest `keep` checkpoints, and what a killed writer left; for the only writer to call."""
+    names = _names(checkpoints)
+    left = [name for name in names if name.startswith(storage.BUILDING)]
+    for name in [name for name in names if STEP.match(name)][:-keep] + left:
+        storage.remove(f"{_root(checkpoints)}/{name}")
 
 
-def _uris(checkpoints: str) -> list[str]:
+def _names(checkpoints: str) -> list[str]:
+    """What is in the folder, oldest checkpoint first."""
     from pyarrow import fs
 
-    root = checkpoints.rstrip("/") if storage.is_remote(checkpoints) else str(storage.local_path(checkpoints))
-    store, path = fs.FileSystem.from_uri(root)
-    found = store.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    return sorted(f"{root}/{info.base_name}" for info in found if STEP.match(info.base_name))
+    store, path = fs.FileSystem.from_uri(_root(checkpoints))
+    with storage.explained("read", checkpoints):
+        found = store.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in found)
+
+
+def _root(checkpoints: str) -> str:
+    if storage.is_remote(checkpoints):
+        return checkpoints.rstrip("/")
+    return str(storage.local_path(checkpoints).absolute())
 
 
 def _save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -20,6 +20,9 @@ from tidepool.errors import CorruptionError, StorageError
 
 MANIFEST = "manifest.json"
 
+BUILDING = ".building-"
+"""Begins the name of a folder that is being filled; of one that stays, whoever filled it was killed."""
+
 
 def is_remote(uri: str) -> bool:
     """Whether `uri` names a bucket (`s3://`, `gs://`, ...) and not a local path."""
@@ -106,7 +109,7 @@ def new_folder(uri: str, facts: Mapping[str, Any] | None = None) -> Iterator[Pat
     with explained("write", uri):
         if parent:
             parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=".building-", dir=parent))
+        building = Path(tempfile.mkdtemp(prefix=BUILDING, dir=parent))
     try:
         with explained("write", uri):
             yield building
@@ -174,10 +177,16 @@ def fetch(uri: str, into: Path) -> Path:
     from pyarrow import fs
 
     target = into / hashlib.sha256(uri.encode()).hexdigest()[:32]
-    if not (target / MANIFEST).is_file():
+    if not target.is_dir():
         with explained("read", uri):
-            target.mkdir(parents=True, exist_ok=True)
-            fs.copy_files(uri, str(target))
+            into.mkdir(parents=True, exist_ok=True)
+            copying = Path(tempfile.mkdtemp(prefix=".copying-", dir=into))
+            try:
+                fs.copy_files(uri, str(copying))
+                with contextlib.suppress(OSError):  # another process was quicker
+                    copying.rename(target)
+            finally:
+                shutil.rmtree(copying, ignore_errors=True)
     return target
 
 

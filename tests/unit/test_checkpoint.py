@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import uuid
 from pathlib import Path
 
 import pytest
@@ -35,11 +37,15 @@ def test_a_checkpoint_comes_back_as_it_went(tmp_path: Path) -> None:
     assert optimizer.state_dict()["param_groups"] == before.optimizer["param_groups"]
 
 
-def test_tied_weights_are_kept(tmp_path: Path) -> None:
-    tied = torch.ones(2, 2)
-    before = TrainState(1, 0, 0, {"a": tied, "b": tied}, {}, torch.get_rng_state())
-    after = checkpoint.load(checkpoint.save(str(tmp_path), before).uri)
-    assert torch.equal(after.weights["a"], after.weights["b"])
+def test_equal_states_give_equal_digests(tmp_path: Path) -> None:
+    one, other = checkpoint.save(str(tmp_path / "a"), state(7)), checkpoint.save(str(tmp_path / "b"), state(7))
+    assert one.digest == other.digest
+    assert one.digest != checkpoint.save(str(tmp_path / "a"), state(8)).digest
+
+
+def test_nothing_in_a_checkpoint_is_pickled(tmp_path: Path) -> None:
+    saved = checkpoint.save(str(tmp_path), state(1))
+    assert {path.suffix for path in Path(saved.uri).iterdir()} == {".safetensors", ".json"}
 
 
 def test_the_latest_is_the_one_of_the_highest_step(tmp_path: Path) -> None:
@@ -49,15 +55,31 @@ def test_the_latest_is_the_one_of_the_highest_step(tmp_path: Path) -> None:
     assert checkpoint.latest(str(tmp_path)) == saved
 
 
-def test_old_checkpoints_are_pruned(tmp_path: Path) -> None:
+def test_old_checkpoints_and_what_a_killed_writer_left_are_pruned(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         checkpoint.save(str(tmp_path), state(step))
+    (tmp_path / ".building-x").mkdir()
+    (tmp_path / ".building-x" / "weights.safetensors").write_bytes(b"half")
     checkpoint.prune(str(tmp_path), keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000000002", "step-000000000003"]
 
 
+def test_a_bucket_keeps_checkpoints_as_a_disk_does() -> None:
+    bucket = f"fsspec+memory:///{uuid.uuid4().hex}/checkpoints"
+    assert checkpoint.latest(bucket) is None
+    for step in (1, 2, 3):
+        saved = checkpoint.save(bucket, state(step))
+    checkpoint.prune(bucket, keep=2)
+    assert checkpoint.latest(bucket) == saved
+    assert checkpoint.load(saved.uri).step == 3
+    with pytest.raises(StorageError):
+        checkpoint.load(saved.uri.replace("3", "1"))
+
+
 @pytest.mark.parametrize("file", ["weights.safetensors", "optimizer.safetensors", "optimizer.json", "state.json"])
-def test_a_flipped_byte_is_refused_and_the_one_before_is_used(tmp_path: Path, file: str) -> None:
+def test_a_flipped_byte_is_refused_and_the_one_before_is_used(
+    tmp_path: Path, file: str, caplog: pytest.LogCaptureFixture
+) -> None:
     before = checkpoint.save(str(tmp_path), state(1))
     damaged = checkpoint.save(str(tmp_path), state(2))
     path = Path(damaged.uri) / file
@@ -66,7 +88,9 @@ def test_a_flipped_byte_is_refused_and_the_one_before_is_used(tmp_path: Path, fi
     path.write_bytes(content)
     with pytest.raises(CorruptionError, match=file):
         checkpoint.load(damaged.uri)
-    assert checkpoint.latest(str(tmp_path)) == before
+    with caplog.at_level(logging.WARNING):
+        assert checkpoint.latest(str(tmp_path)) == before
+    assert f"passing over checkpoint {damaged.uri}" in caplog.text
 
 
 def test_a_checkpoint_without_a_manifest_does_not_count(tmp_path: Path) -> None:

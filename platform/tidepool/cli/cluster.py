@@ -17,7 +17,8 @@ from tidepool.cli.output import as_json, table
 
 if TYPE_CHECKING:
     from tidepool.cluster.doctor import Check
-    from tidepool.cluster.local import LocalCluster, Status
+    from tidepool.cluster.local import LocalCluster
+    from tidepool.cluster.status import Status
     from tidepool.settings import Settings
 
 JSON = typer.Option(False, "--json", help="Print JSON.")
@@ -73,11 +74,12 @@ def down() -> None:
 def status(as_document: bool = JSON) -> None:
     """Show nodes, resources, applications and ports of the running cluster."""
     from tidepool.cluster import local
+    from tidepool.cluster.status import status as status_of
     from tidepool.errors import NoCluster
     from tidepool.settings import Settings
 
     settings = Settings()
-    found = local.status(settings)
+    found = status_of(settings)
     try:
         cluster = None if os.environ.get("RAY_ADDRESS") else local.running(settings)
     except NoCluster:

@@ -30,7 +30,10 @@ EXIT_CODES: dict[type[errors.TidepoolError], int] = {
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit code for `error`: that of its nearest class in `EXIT_CODES`."""
+    """The exit code for `error`: its own if it has one (a job's, say), else its nearest class's in `EXIT_CODES`."""
+    own = getattr(error, "exit_code", None)
+    if isinstance(own, int):
+        return own
     return next((EXIT_CODES[kind] for kind in type(error).__mro__ if kind in EXIT_CODES), 1)
 
 

@@ -34,6 +34,7 @@ class JobFailed(JobError):
     """A job ended without success; carries the exit code of its driver."""
 
     exit_code: int | None = None
+    """As the driver ended: the job's failure is told apart by the same codes as a local one."""
 
 
 def submit(settings: Settings, project: Path, arguments: list[str]) -> SubmittedJob:
@@ -47,7 +48,6 @@ def submit(settings: Settings, project: Path, arguments: list[str]) -> Submitted
 
     from tidepool.cluster.local import dashboard_address
 
-    logging.getLogger("ray").setLevel(logging.WARNING)
     entrypoint = "python " + shlex.join(arguments)
     print(f"$ ray job submit --working-dir {_shown(project)} -- {entrypoint}")
     environment: dict[str, object] = {"working_dir": str(project), "excludes": EXCLUDED}
@@ -55,6 +55,7 @@ def submit(settings: Settings, project: Path, arguments: list[str]) -> Submitted
         environment["env_vars"] = {"PYTHONPATH": "platform"}  # a remote cluster may not have the package
     try:
         client = JobSubmissionClient(dashboard_address(settings))
+        logging.getLogger("ray").setLevel(logging.ERROR)  # the client has just set it to INFO
         return SubmittedJob(client, client.submit_job(entrypoint=entrypoint, runtime_env=environment))
     except (ConnectionError, RuntimeError) as error:
         raise ClusterError("the cluster doesn't take the job", seen=error, remedy="`tidepool doctor`") from error

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from tidepool.cli.output import as_json, table, when
+
+if TYPE_CHECKING:
+    from tidepool.registry.client import Registry
 
 ALIAS = typer.Option("champion", help="The alias to move.")
 
@@ -61,7 +66,7 @@ def rollback(name: str = typer.Argument(help="The registered model."), alias: st
     print(f"{name}@{alias} is version {version.version} again{_announce(name)}")
 
 
-def _registry():  # type: ignore[no-untyped-def]
+def _registry() -> Registry:
     from tidepool.registry.client import Registry
     from tidepool.settings import Settings
 

@@ -1,1 +1,1 @@
-
+"""Data: read, check, split, MapReduce, preprocess, on Ray Data and Arrow kernels."""

@@ -1,1 +1,1 @@
-
+"""The pool: who holds which accelerators, and who gets them next."""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from tidepool import __version__
 from tidepool.artifact import open_artifact
 from tidepool.errors import ClusterError, ModelNotFound
 from tidepool.serve import gateway, versions
@@ -135,15 +136,18 @@ def deploy(settings: Settings, name: str, http_port: int) -> Spec:
         ModelNotFound: no such model, or it has no champion.
         ClusterError: its replicas don't start, with their own reason.
     """
+    import ray
     from ray import serve
 
     spec = registered_spec(settings, name)
-    try:
-        serve.run(application(spec), name=name, route_prefix=f"{gateway.MODEL_PREFIX}{name}")
-    except Exception as error:
-        status = serve.status().applications.get(name)
-        reason = status.message if status else str(error)
-        raise ClusterError(f"{name} doesn't start", seen=reason[-2000:], remedy="`tidepool doctor`") from error
+    if not _is_in_service(name, spec):
+        try:
+            serve.run(application(spec), name=name, route_prefix=f"{gateway.MODEL_PREFIX}{name}")
+        except Exception as error:
+            status = serve.status().applications.get(name)
+            reason = status.message if status else str(error)
+            raise ClusterError(f"{name} doesn't start", seen=reason[-2000:], remedy="`tidepool doctor`") from error
+        ray.get(versions.keeper().note.remote(name, _fingerprint(spec)))
     announce(name)
     await_answer(http_port, f"{gateway.MODEL_PREFIX}{name}/ready")
     return spec
@@ -183,6 +187,22 @@ def registered_spec(settings: Settings, name: str) -> Spec:
     champion = Registry(settings.registry, settings.storage("artifacts")).version(name, "champion")
     artifact = open_artifact(champion.uri, settings.root / "cache", champion.digest)
     return Spec.model_validate(artifact.lineage["spec"])
+
+
+def _is_in_service(name: str, spec: Spec) -> bool:
+    """Whether the application runs as `spec` wants it: Serve itself would replace its replicas all the same."""
+    import ray
+    from ray import serve
+
+    status = serve.status().applications.get(name)
+    if status is None or status.status != "RUNNING":
+        return False
+    return bool(ray.get(versions.keeper().noted.remote(name)) == _fingerprint(spec))
+
+
+def _fingerprint(spec: Spec) -> str:
+    """What an application's replicas are made from, apart from the versions that they load."""
+    return f"{__version__}:{spec.digest('name', 'serve')}"
 
 
 def await_answer(http_port: int, path: str, deadline_s: float = 30.0) -> None:

@@ -28,6 +28,7 @@ def build(served: Callable[[], list[dict[str, str]]] | None = None) -> FastAPI:
     """The FastAPI application; `served` lists the models in service, by default those that Serve knows."""
     from swagger_ui_bundle import swagger_ui_path
 
+    served = served or served_models
     app = FastAPI(title="tidepool", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     app.mount("/docs/assets", StaticFiles(directory=swagger_ui_path))
 
@@ -64,13 +65,20 @@ def build(served: Callable[[], list[dict[str, str]]] | None = None) -> FastAPI:
 
     @app.post("/v2/repository/index")
     async def index() -> list[dict[str, str]]:
-        return await asyncio.to_thread(served or served_models)
+        return await asyncio.to_thread(served)
+
+    _explain_failures(app, served)
+    return app
+
+
+def _explain_failures(app: FastAPI, served: Callable[[], list[dict[str, str]]]) -> None:
+    """Give every failure the protocol's one shape."""
 
     @app.exception_handler(404)
     async def unknown(request: Request, error: Any) -> Response:
         path = request.url.path
         if path.startswith(MODEL_PREFIX):
-            models = ", ".join(model["name"] for model in await asyncio.to_thread(served or served_models))
+            models = ", ".join(model["name"] for model in await asyncio.to_thread(served))
             name = path.removeprefix(MODEL_PREFIX).split("/")[0]
             error = UnknownModel("no such model is served", seen=name, allowed=models or "none is deployed")
         else:
@@ -86,8 +94,6 @@ def build(served: Callable[[], list[dict[str, str]]] | None = None) -> FastAPI:
     async def failed(request: Request, error: Exception) -> Response:
         body = error_body(f"{request.url.path} failed: {type(error).__name__}")
         return Response(body, 500, media_type="application/json")
-
-    return app
 
 
 def served_models() -> list[dict[str, str]]:

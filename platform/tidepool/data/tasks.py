@@ -1,0 +1,124 @@
+"""Work on Ray for the data side: a bounded number of tasks at once, Ray Data in silence, errors as they were raised."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import RayError, RayTaskError, TaskCancelledError, WorkerCrashedError
+
+from tidepool.errors import DataError, TidepoolError
+from tidepool.telemetry.progress import Progress, quiet
+
+Item = TypeVar("Item")
+
+TASKS_PER_CPU = 2
+"""Tasks submitted at once for each CPU: one that runs, and one whose inputs are fetched meanwhile."""
+
+CANCEL_S = 5.0
+"""Seconds that cancelled tasks may take to end before they are left to themselves."""
+
+
+def cpus_per_task() -> float:
+    """CPUs to ask for: one, or all of them where the cluster has less than one; a larger request would hang."""
+    total = float(ray.cluster_resources().get("CPU", 0))
+    return min(1.0, total) or 1.0  # none yet: nodes may still be joining
+
+
+def run_bounded(
+    launch: Callable[[Item], list[ray.ObjectRef]],
+    items: Sequence[Item],
+    step: str,
+    progress: Progress = quiet,
+) -> list[tuple[Any, list[ray.ObjectRef]]]:
+    """Launch a task for every item, a few per CPU at once, and wait for all of them.
+
+    A task may return several objects. The first is fetched and should be small; the others stay where they are.
+
+    Returns:
+        For every item, in order: the value of the first object, the references to the others.
+
+    Raises:
+        TidepoolError: what a task raised; the tasks still running are cancelled.
+    """
+    limit = max(1, round(TASKS_PER_CPU * ray.cluster_resources().get("CPU", 1)))
+    results: list[tuple[Any, list[ray.ObjectRef]]] = [(None, [])] * len(items)
+    running: dict[ray.ObjectRef, tuple[int, list[ray.ObjectRef]]] = {}
+    waiting = iter(enumerate(items))
+    done = 0
+    try:
+        with raised_errors():
+            while done < len(items):
+                for index, item in waiting:
+                    first, *others = launch(item)
+                    running[first] = (index, others)
+                    if len(running) == limit:
+                        break
+                for first in ray.wait(list(running))[0]:
+                    value = ray.get(first)
+                    index, others = running.pop(first)
+                    results[index] = (value, others)
+                    done += 1
+                    progress(step, done, len(items))
+    finally:
+        _abandon([ref for first, (_, others) in running.items() for ref in (first, *others)])
+    return results
+
+
+def _abandon(refs: Sequence[ray.ObjectRef]) -> None:
+    """Cancel what still runs, and look at each outcome once: Ray prints the errors that nobody looked at."""
+    for ref in refs:
+        ray.cancel(ref)
+    ended = ray.wait(list(refs), num_returns=len(refs), timeout=CANCEL_S)[0] if refs else []
+    for ref in ended:
+        with contextlib.suppress(RayError):
+            ray.get(ref)
+
+
+@contextlib.contextmanager
+def silent_ray_data() -> Iterator[None]:
+    """Inside the block Ray Data keeps the order of rows, prints nothing, and raises what was raised in a worker.
+
+    Datasets keep the settings they were made under, so make and consume them inside the same kind of block.
+    """
+    from ray.data import DataContext
+
+    context = copy.deepcopy(DataContext.get_current())
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.raise_original_map_exception = True
+    context.execution_options.preserve_order = True
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with DataContext.current(context), raised_errors():
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def raised_errors() -> Iterator[None]:
+    """Turn a Ray error inside the block into the TidepoolError that caused it, or into a DataError that tells it."""
+    try:
+        yield
+    except RayError as error:
+        raise _explained(error) from error
+
+
+def _explained(error: RayError) -> TidepoolError:
+    cause: BaseException | None = error
+    while isinstance(cause, RayTaskError):
+        cause = cause.cause
+        if isinstance(cause, TidepoolError):
+            return cause
+    if isinstance(cause, WorkerCrashedError | TaskCancelledError):
+        return DataError("a worker process ended before its task did", seen=type(cause).__name__,
+                         remedy="look for memory pressure in the Ray dashboard, or use smaller files")  # fmt: skip
+    message = str(cause).strip().splitlines() or [""]
+    return DataError("a data task failed", seen=f"{type(cause).__name__}: {message[0]}")

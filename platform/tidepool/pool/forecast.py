@@ -1,0 +1,74 @@
+"""The rate of requests half a minute from now: a damped trend, and never less than the recent peak.
+
+Exponential smoothing of level and trend (Holt, 1957), the trend damped so that it does not run away (Gardner and
+McKenzie, 1985). A wave is met while it rises; after it the peak keeps replicas until it is clear that it is over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tidepool.pool.staffing import Staffing
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """How quickly level and trend follow the rate, per second, and for how long a peak counts."""
+
+    level_s: float = 5.0
+    """Seconds in which the level has followed a step by 63 %."""
+    trend_s: float = 20.0
+    damping_s: float = 20.0
+    """Seconds in which a trend fades to 37 %."""
+    peak_s: float = 30.0
+
+
+def ahead(rates: npt.ArrayLike, bin_s: float, horizon_s: float, smoothing: Smoothing | None = None) -> Floats:
+    """What to expect `horizon_s` after the end of each bin, in the unit of `rates`.
+
+    `rates` has a row a bin, oldest first, and may have a column an application; so has the answer, whose last row is
+    the forecast from now.
+    """
+    by = smoothing or Smoothing()
+    seen = np.asarray(rates, dtype=float)
+    gain, trend_gain = 1 - math.exp(-bin_s / by.level_s), 1 - math.exp(-bin_s / by.trend_s)
+    damping = math.exp(-bin_s / by.damping_s)
+    reach = sum(damping**step for step in range(1, round(horizon_s / bin_s) + 1))
+    level, trend = seen[0].copy(), np.zeros_like(seen[0])
+    levels, expected = np.empty_like(seen), np.empty_like(seen)
+    for index in range(len(seen)):
+        before = level
+        level = gain * seen[index] + (1 - gain) * (level + damping * trend)
+        trend = trend_gain * (level - before) + (1 - trend_gain) * damping * trend
+        levels[index] = level
+        expected[index] = level + reach * trend
+    peak: Floats = np.maximum(expected, _recent_peak(levels, max(1, round(by.peak_s / bin_s))))
+    return peak
+
+
+def replicas_wanted(
+    rates: Sequence[float], staffing: Staffing, horizon_s: float = 30.0, backlog: float = 0.0, drain_s: float = 5.0
+) -> int:
+    """Replicas that hold the SLO over the next `horizon_s`, from the requests of each of the last seconds.
+
+    `backlog` requests that already wait are to be answered within `drain_s` on top.
+    """
+    expected = float(ahead(rates, 1.0, horizon_s)[-1]) if len(rates) else 0.0
+    return staffing.replicas(max(0.0, expected) + backlog / drain_s)
+
+
+def _recent_peak(levels: Floats, bins: int) -> Floats:
+    """The largest of each row and the `bins - 1` before it."""
+    peak, reach = levels.copy(), 1
+    while reach < bins:
+        shift = min(reach, bins - reach)
+        peak[shift:] = np.maximum(peak[shift:], peak[:-shift])
+        reach += shift
+    return peak

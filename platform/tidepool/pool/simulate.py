@@ -1,0 +1,255 @@
+"""The pool at scale: the same policy on thousands of accelerators, against splits and against loans without elasticity.
+
+Four ways to run the same jobs and requests on the same accelerators:
+
+    static split          serving has a part that holds its peak, training the rest; jobs have all their workers or wait
+    split, elastic        the same two parts, but jobs grow and shrink within theirs
+    loans, not elastic    one pool; jobs have all or none: a wave of traffic throws whole jobs out, back to a checkpoint
+    shared, elastic       one pool; jobs yield workers at a step boundary and grow back: what tidepool does
+
+The constants are measured (see `state.LIVE` and `state.SEGMENTS`) and are arguments here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tidepool.pool import workload
+from tidepool.pool.fleet import Fleet, Physics, Service
+from tidepool.pool.forecast import ahead
+from tidepool.pool.policy import PolicySpec
+from tidepool.pool.staffing import LatencyCurve, Staffing
+from tidepool.pool.state import LIVE, SEGMENTS, Costs
+from tidepool.pool.workload import DAY_S, Jobs
+from tidepool.telemetry.progress import Progress, quiet
+
+Floats = npt.NDArray[np.float64]
+
+CURVE = LatencyCurve((1, 2, 4, 8, 16), (0.8, 0.85, 0.95, 1.2, 1.9), (1.6, 1.7, 1.9, 2.4, 3.8))
+"""A replica of a small language model: seconds for an answer with so many in flight."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What is simulated. Durations in seconds."""
+
+    accelerators: int = 1000
+    days: float = 7.0
+    serving_share: float = 0.4
+    """Part of the accelerators that serving wants at its peak; a split gives it that part for good."""
+    load: float = 0.9
+    """Work of the jobs against what the rest of the accelerators could do."""
+    apps: int = 8
+    curve: LatencyCurve = CURVE
+    slo_s: float = 4.0
+    jobs: Path | None = None
+    """A trace as Philly's; generated if there is none."""
+    requests: Path | None = None
+    """A trace as Azure's; generated if there is none."""
+    live: Costs = LIVE
+    segments: Costs = SEGMENTS
+    replica_start_s: float = 3.0
+    tick_s: float = 10.0
+    share_every_s: float = 30.0
+    """Runs share anew so often; they yield to serving in any tick."""
+    horizon_s: float = 30.0
+    """How far ahead the forecast of requests looks."""
+    policy: PolicySpec = field(default_factory=PolicySpec)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Regime:
+    """One way to run the pool."""
+
+    name: str
+    shared: bool
+    elastic: bool
+
+
+REGIMES = (
+    Regime("static split", shared=False, elastic=False),
+    Regime("split, elastic", shared=False, elastic=True),
+    Regime("loans, not elastic", shared=True, elastic=False),
+    Regime("shared, elastic", shared=True, elastic=True),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one regime. Seconds; means and percentiles over all jobs that arrived."""
+
+    regime: str
+    jobs: int
+    queueing_s: float
+    """Without any worker, before the first and while parked."""
+    queueing_p95_s: float
+    completion_s: float
+    """From arrival to end."""
+    completion_p95_s: float
+    unfinished: int
+    late: float
+    """Share of requests that missed the SLO."""
+    used: float
+    """Share of accelerator-seconds in training's or serving's hands."""
+    resizes: int
+    paused: float
+    """Share of training's accelerator-seconds spent in pauses."""
+    redone: float
+    """Share of training's accelerator-seconds spent on work that had been done before."""
+    took_s: float
+    """What the simulation took."""
+    tide: Floats
+    """Every ten minutes: seconds, accelerators of training, of serving, requests a second. Shape (rows, 4)."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One outcome a regime; ratios are against the first."""
+
+    outcomes: tuple[Outcome, ...]
+
+    HEADINGS = (
+        "", "queueing mean", "p95", "less by", "completion mean", "p95", "shorter by",
+        "SLO missed", "in use", "resizes", "paused", "redone", "unfinished",
+    )  # fmt: skip
+
+    def rows(self) -> list[list[str]]:
+        """Cells as text, durations in minutes."""
+        base = self.outcomes[0]
+        return [
+            [
+                one.regime,
+                *(f"{seconds / 60:.1f} min" for seconds in (one.queueing_s, one.queueing_p95_s)),
+                f"{base.queueing_s / max(one.queueing_s, 1e-9):.2f}x",
+                *(f"{seconds / 60:.1f} min" for seconds in (one.completion_s, one.completion_p95_s)),
+                f"{base.completion_s / one.completion_s:.2f}x",
+                f"{one.late:.2%}",
+                f"{one.used:.1%}",
+                f"{one.resizes:,}",
+                f"{one.paused:.2%}",
+                f"{one.redone:.2%}",
+                f"{one.unfinished}",
+            ]
+            for one in self.outcomes
+        ]
+
+    def to_markdown(self) -> str:
+        """The table for a page."""
+        lines = [self.HEADINGS, ["---"] * len(self.HEADINGS), *self.rows()]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def simulate(scenario: Scenario, regimes: Sequence[Regime] = REGIMES, progress: Progress = quiet) -> Table:
+    """Run the same jobs and requests under each regime.
+
+    Raises:
+        DataError: a trace can't be read.
+    """
+    load = _load(scenario)
+    return Table(tuple(_run(scenario, regime, load, progress) for regime in regimes))
+
+
+@dataclass(frozen=True)
+class _Load:
+    jobs: Jobs
+    rates: Floats
+    expected: Floats
+    """By tick and application, in requests a second: what comes, and what the forecast said before."""
+    staffing: Staffing
+
+
+def _load(scenario: Scenario) -> _Load:
+    """Jobs and requests in the amounts that the scenario asks for."""
+    ticks, seconds = round(scenario.days * DAY_S / scenario.tick_s), scenario.days * DAY_S
+    serving = _serving(scenario)
+    staffing = Staffing(scenario.curve, scenario.slo_s, at_most=serving)
+    shape = (
+        workload.shape_of(workload.read_requests(scenario.requests), scenario.tick_s)
+        if scenario.requests
+        else workload.generate_shape(round(3600 / scenario.tick_s), scenario.tick_s, scenario.seed)
+    )
+    rates = workload.scaled(
+        lambda mean: workload.rates(shape, ticks, scenario.tick_s, scenario.apps, mean, seed=scenario.seed),
+        lambda rates: float(np.quantile(np.ceil(staffing.needed(rates)).sum(axis=1), 0.999)),
+        serving,
+    )
+    forecast = ahead(rates, scenario.tick_s, scenario.horizon_s)
+    rest = scenario.accelerators - serving
+    jobs = (
+        workload.read_jobs(scenario.jobs)
+        if scenario.jobs
+        else workload.generate_jobs(max(1000, scenario.accelerators * 20), seconds, scenario.seed)
+    )
+    fitted = workload.fit_jobs(jobs, seconds, scenario.load * rest * seconds, max(1, rest // 4), seed=scenario.seed)
+    return _Load(fitted, rates, np.concatenate([rates[:1], forecast[:-1]]), staffing)
+
+
+def _serving(scenario: Scenario) -> int:
+    return round(scenario.serving_share * scenario.accelerators)
+
+
+def _run(scenario: Scenario, regime: Regime, load: _Load, progress: Progress) -> Outcome:
+    began = time.perf_counter()
+    services = [Service(load.staffing) for _ in range(scenario.apps)]
+    physics = Physics(
+        costs=scenario.live if regime.elastic else scenario.segments,
+        start_s=scenario.replica_start_s,
+        elastic=regime.elastic,
+        parkable=regime.shared,
+    )
+    if regime.shared:
+        train = serve = Fleet(scenario.accelerators, services, physics, scenario.policy)
+    else:
+        train = Fleet(scenario.accelerators - _serving(scenario), [], physics, scenario.policy)
+        serve = Fleet(_serving(scenario), services, physics, scenario.policy)
+    ticks, every = len(load.rates), max(1, round(scenario.share_every_s / scenario.tick_s))
+    none, arrived = np.empty(0), 0
+    held, tide, training_s = 0, [], 0.0
+    for tick in range(2 * ticks):  # the second half only until the last job is over
+        now = tick * scenario.tick_s
+        while arrived < len(load.jobs) and load.jobs.arrival_s[arrived] <= now:
+            asked, seconds = int(load.jobs.accelerators[arrived]), float(load.jobs.duration_s[arrived])
+            train.submit(float(load.jobs.arrival_s[arrived]), asked, seconds)
+            arrived += 1
+        row = tick % ticks
+        serve.tick(now, load.expected[row], load.rates[row], scenario.tick_s, share=tick % every == 0)
+        if train is not serve:
+            train.tick(now, none, none, scenario.tick_s, share=tick % every == 0)
+        training_s += train.training * scenario.tick_s
+        if tick < ticks:
+            held += train.training + serve.serving
+            if tick % max(1, round(600 / scenario.tick_s)) == 0:
+                tide.append((now, train.training, serve.serving, float(load.rates[row].sum())))
+                progress(regime.name, tick, ticks)
+        if tick == ticks:
+            late = sum(service.late for service in services) / sum(service.requests for service in services)
+        if tick > ticks and not train.active:
+            break
+    progress(regime.name, ticks, ticks)
+    waited = np.array(
+        [job.waiting + (now - job.seen if not job.ended and not job.workers else 0) for job in train.jobs]
+    )
+    taken = np.array([(job.ended or now) - job.arrived for job in train.jobs])
+    return Outcome(
+        regime=regime.name,
+        jobs=len(train.jobs),
+        queueing_s=float(waited.mean()),
+        queueing_p95_s=float(np.quantile(waited, 0.95)),
+        completion_s=float(taken.mean()),
+        completion_p95_s=float(np.quantile(taken, 0.95)),
+        unfinished=sum(1 for job in train.jobs if job.ended is None),
+        late=late,
+        used=held / (ticks * scenario.accelerators),
+        resizes=sum(train.moves[kind] for kind in ("shrink", "park", "grow", "resume")),
+        paused=train.paused / training_s,
+        redone=train.redone / training_s,
+        took_s=time.perf_counter() - began,
+        tide=np.array(tide),
+    )

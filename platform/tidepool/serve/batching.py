@@ -1,0 +1,297 @@
+"""Adaptive batching in front of one engine; the main path is `Batcher.run`.
+
+A request that finds the engine idle runs at once. While the engine works, requests gather in a `FairQueue`; when it is
+free, the next batch is as large as pays (`Costs.best`) and as the latency objective allows (`Costs.holding`). It may
+wait for those that the last batch answered, if they are wont to be back before their joining has paid for the wait
+(`patience`); a lone client has nobody to wait for. Cheap runs happen on the event loop, since a thread costs 0.1 ms of
+its own; dear ones in a worker thread, with the next full batch on deck, so that the engine doesn't stand idle while
+the event loop is busy.
+
+A batch that fails is halved until the guilty request is alone (`isolate`): only that one gets the error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from tidepool.serve.costs import Costs
+from tidepool.serve.isolation import isolate
+from tidepool.serve.protocol import Tensors
+from tidepool.serve.queueing import FairQueue, Ticket, try_later
+from tidepool.serve.stacking import Stacking
+
+INLINE_S = 0.002
+"""Runs that are predicted to take longer go to a worker thread."""
+RECHOOSE_RUNS = 16
+"""Runs after which the limit of a batch is chosen anew."""
+SHORTEST_WAIT_S = 1e-4
+"""Waits that are not worth a timer."""
+RETURN_WEIGHT = 0.125
+"""Weight of the latest return in the running mean of the time that returns take."""
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class _Waiting(Ticket):
+    """A request in the queue, and where its answer goes."""
+
+    inputs: Tensors
+    rows: int
+    answer: asyncio.Future[Tensors]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a batcher has on its hands."""
+
+    requests: int
+    """Requests that wait."""
+    bytes: int
+    """The size of their inputs."""
+    seconds: float
+    """Predicted time until all that is here now is answered."""
+
+
+class Batcher:
+    """Answers requests with `call`, which maps a batch to outputs, row i to row i. Belongs to one event loop.
+
+    Sizes are in rows, or in elements where the signature leaves a row's length open.
+    """
+
+    def __init__(
+        self,
+        call: Callable[[Tensors], Tensors],
+        stacking: Stacking,
+        slo_s: float,
+        *,
+        costs: Costs | None = None,
+        largest: int = 1 << 20,
+        workers: int = 1,
+        inline_s: float = INLINE_S,
+        max_requests: int = 4096,
+        max_bytes: int = 1 << 28,
+        pool: Executor | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`slo_s`: what 99 of 100 answers should hold. `workers`: runs at a time, if `call` can be called so."""
+        self._call, self._stacking, self._slo_s, self._clock = call, stacking, slo_s, clock
+        self._largest, self._workers, self._inline_s = largest, workers, inline_s
+        self.costs = costs or Costs()
+        self.limit = 1
+        """The largest size of a batch at present."""
+        self._chosen_at = -RECHOOSE_RUNS
+        self._queue: FairQueue[_Waiting] = FairQueue(self._drain, max_requests, max_bytes)
+        self._pool = pool or ThreadPoolExecutor(workers, thread_name_prefix="engine")
+        self._jobs: deque[float] = deque()
+        """Predicted seconds of each batch that the worker threads have."""
+        self._began = 0.0
+        """When the first of them began."""
+        self._company = False
+        """Whether the last batch was of more than one request."""
+        self._usual_size = 1.0
+        """Of a batch: a running mean."""
+        self._answered, self._returned = 0, 0
+        """Requests in the batch that was answered last, and requests that have come since."""
+        self._answered_at = -math.inf
+        self._return_s = slo_s
+        """Seconds that it takes until as many have come as were answered: a running mean."""
+        self._wake: asyncio.Handle | None = None
+        """The coming call of `_next`."""
+        self._patient = False
+        """Whether that is for when patience ends, and not for the end of this pass of the event loop."""
+
+    async def run(
+        self, inputs: Tensors, rows: int, deadline: float = math.inf, priority: int = 0, key: str = ""
+    ) -> Tensors:
+        """The outputs for `inputs`. `deadline` is on the batcher's clock, `key` the id of the caller's API key.
+
+        Raises:
+            TryLater: the deadline can't be met, or the queue is full.
+            Exception: what `call` raised for this request alone.
+        """
+        group = self._stacking.group(inputs)
+        size = self._stacking.size(group, rows)
+        loop = asyncio.get_running_loop()
+        if self._wake is None and not self._jobs and not self._company and self._is_cheap(size):
+            # What else arrives in this pass of the event loop gathers, and is run at its end.
+            self._wake = loop.call_soon(self._next)
+            began = self._clock()
+            joined = self._stacking.join([inputs], group)
+            outputs = self._stacking.split(self._call(joined), [inputs], [rows])[0]
+            self.costs.observe(size, self._clock() - began)
+            return outputs
+        waiting = _Waiting(
+            inputs=inputs,
+            rows=rows,
+            answer=loop.create_future(),
+            size=size,
+            bytes=sum(values.nbytes for values in inputs.values()),
+            deadline=deadline,
+            priority=priority,
+            key=key,
+            group=group,
+        )
+        self._enqueue(waiting, loop)
+        try:
+            return await waiting.answer
+        except asyncio.CancelledError:
+            self._queue.remove(waiting)
+            raise
+
+    @property
+    def load(self) -> Load:
+        """What is waiting, and for how long."""
+        seconds = self._busy_s(self._clock()) + self._drain(self._queue.size)
+        return Load(len(self._queue), self._queue.bytes, seconds)
+
+    def _enqueue(self, waiting: _Waiting, loop: asyncio.AbstractEventLoop) -> None:
+        now = self._clock()
+        for gone in self._queue.push(waiting, now, self._busy_s(now)):
+            _settle(gone, try_later("the queue is full, and others use less of it", self._drain(self._queue.size)))
+        self._returned += 1
+        if self._returned == self._answered:
+            self._learn_return(now - self._answered_at)
+        if self._has_room() and (self._wake is None or (self._patient and self._patience(now) == 0)):
+            self._wake_up(loop)
+
+    def _wake_up(self, loop: asyncio.AbstractEventLoop, delay_s: float = 0.0) -> None:
+        """Call `_next` after this pass of the event loop, or after `delay_s`, and not otherwise."""
+        if self._wake is not None:
+            self._wake.cancel()
+        self._patient = delay_s > 0
+        self._wake = loop.call_later(delay_s, self._next) if self._patient else loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        """Give the engine what it can take."""
+        if self._wake is not None:
+            self._wake.cancel()
+            self._wake = None
+        loop = asyncio.get_running_loop()
+        while self._queue and self._has_room():
+            now = self._clock()
+            self._choose_limit()
+            size = min(self._queue.size, self.limit)
+            cheap = not self._jobs and self._is_cheap(size)
+            wait_s = 0.0 if cheap or self._jobs else self._patience(now)
+            if wait_s > 0:
+                self._wake_up(loop, wait_s)
+                return
+            alone = not self._jobs and len(self._queue) == 1
+            ready = -math.inf if alone else now + self._busy_s(now) + self.costs.seconds(size)
+            batch, late = self._queue.take(self.limit, ready)
+            for waiting in late:
+                _settle(waiting, try_later("the deadline passed in the queue", self._drain(self._queue.size)))
+            self._company = len(batch) + len(late) > 1
+            taken = sum(waiting.size for waiting in batch)
+            self._usual_size += RETURN_WEIGHT * (taken - self._usual_size)
+            if cheap and batch:
+                self._run_inline(batch, loop)
+                if self._queue:
+                    self._wake_up(loop)
+                return
+            if batch:
+                self._submit(batch, loop)
+
+    def _run_inline(self, batch: list[_Waiting], loop: asyncio.AbstractEventLoop) -> None:
+        began = self._clock()
+        try:
+            answers = self._compute(batch)
+        except Exception as error:
+            if len(batch) == 1:
+                _settle(batch[0], error)
+            else:
+                self._submit(batch, loop)
+            return
+        self.costs.observe(sum(waiting.size for waiting in batch), self._clock() - began)
+        for waiting, answer in zip(batch, answers, strict=True):
+            _settle(waiting, answer)
+
+    def _submit(self, batch: list[_Waiting], loop: asyncio.AbstractEventLoop) -> None:
+        if not self._jobs:
+            self._began = self._clock()
+        self._jobs.append(self.costs.seconds(sum(waiting.size for waiting in batch)))
+        self._pool.submit(self._work, batch, loop)
+
+    def _work(self, batch: list[_Waiting], loop: asyncio.AbstractEventLoop) -> None:
+        """In a worker thread: compute a batch that nobody has given up on, and hand the outcomes over."""
+        began = self._clock()
+        batch = [waiting for waiting in batch if not waiting.answer.cancelled()]
+        outcomes = isolate(self._compute, batch)
+        loop.call_soon_threadsafe(self._finish, batch, outcomes, self._clock() - began)
+
+    def _finish(self, batch: list[_Waiting], outcomes: list[Tensors | Exception], seconds: float) -> None:
+        self._jobs.popleft()
+        now = self._clock()
+        if self._returned < self._answered:
+            self._learn_return(2 * (now - self._answered_at))  # they may still come
+        self._began = self._answered_at = now
+        self._answered, self._returned = len(batch), 0
+        if batch and not any(isinstance(outcome, Exception) for outcome in outcomes):
+            self.costs.observe(sum(waiting.size for waiting in batch), seconds)
+        for waiting, outcome in zip(batch, outcomes, strict=True):
+            _settle(waiting, outcome)
+        self._next()
+
+    def _compute(self, batch: Sequence[_Waiting]) -> list[Tensors]:
+        requests = [waiting.inputs for waiting in batch]
+        outputs = self._call(self._stacking.join(requests, batch[0].group))
+        return self._stacking.split(outputs, requests, [waiting.rows for waiting in batch])
+
+    def _patience(self, now: float) -> float:
+        size, more = self._queue.size, self._answered - self._returned
+        if more <= 0 or size >= self.limit:
+            return 0.0
+        more = min(more * size // len(self._queue), self.limit - size)
+        slack_s = self._slo_s - self.costs.excess_s - 2 * self.costs.seconds(size + more)
+        return patience(now - self._answered_at, self._return_s, self.costs.saving(size, more), slack_s)
+
+    def _learn_return(self, seconds: float) -> None:
+        self._return_s += RETURN_WEIGHT * (min(seconds, self._slo_s) - self._return_s)
+
+    def _choose_limit(self) -> None:
+        if self.costs.runs - self._chosen_at < RECHOOSE_RUNS < self.costs.runs / 4:
+            return
+        self._chosen_at = self.costs.runs
+        self.limit = min(self.costs.best(self._largest), self.costs.holding(self._slo_s, self._largest))
+
+    def _has_room(self) -> bool:
+        spare = self._workers - len(self._jobs)
+        return spare > 0 or (spare == 0 and self._queue.size >= self.limit)
+
+    def _is_cheap(self, size: int) -> bool:
+        return self.costs.runs > 0 and self.costs.seconds(size) <= self._inline_s
+
+    def _drain(self, size: int) -> float:
+        usual = min(int(self._usual_size), self.limit)
+        return self.costs.drain(size, self.limit, usual) / self._workers + self.costs.excess_s
+
+    def _busy_s(self, now: float) -> float:
+        """Predicted seconds until the worker threads have done what they have."""
+        if not self._jobs:
+            return 0.0
+        return (sum(self._jobs) - min(now - self._began, self._jobs[0])) / self._workers
+
+
+def patience(since_s: float, return_s: float, saving_s: float, slack_s: float) -> float:
+    """Seconds that an idle engine should still wait for those whom it answered `since_s` ago.
+
+    They take `return_s` to return, on average: so at most twice that. It is worth it if what is left of it is less than
+    the engine saves by running them together with those who wait (`saving_s`). `slack_s` is what the latency objective
+    leaves, from the answer on.
+    """
+    wait_s = min(2 * return_s - since_s, saving_s, slack_s - since_s)
+    return wait_s if return_s - since_s < saving_s and wait_s > SHORTEST_WAIT_S else 0.0
+
+
+def _settle(waiting: _Waiting, outcome: Tensors | Exception) -> None:
+    if waiting.answer.done():
+        return
+    if isinstance(outcome, Exception):
+        waiting.answer.set_exception(outcome)
+    else:
+        waiting.answer.set_result(outcome)

@@ -1,0 +1,169 @@
+"""The Open Inference Protocol over gRPC: the six calls of a model, and the table of their errors.
+
+`Servicer` runs in a plain `grpc.aio` server as well as behind Ray Serve, which calls a deployment's methods of these
+names with the request and a `grpc_context`. A failure sets code and details instead of raising: Serve would log a
+traceback for each.
+"""
+# The protocol names the calls, and gRPC their arguments.
+# ruff: noqa: N802, ARG002
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
+
+import grpc
+
+from tidepool import __version__, errors
+from tidepool.errors import RequestTooLarge, TidepoolError, UnknownModel
+from tidepool.serve import protobuf, protocol
+from tidepool.serve._pb2 import open_inference_pb2 as pb
+from tidepool.serve.auth import Keyring
+from tidepool.serve.dataplane import Dataplane
+
+log = logging.getLogger(__name__)
+
+SERVICE = "inference.GRPCInferenceService"
+CALLS: dict[str, tuple[Any, Any]] = {
+    "ServerLive": (pb.ServerLiveRequest, pb.ServerLiveResponse),
+    "ServerReady": (pb.ServerReadyRequest, pb.ServerReadyResponse),
+    "ServerMetadata": (pb.ServerMetadataRequest, pb.ServerMetadataResponse),
+    "ModelReady": (pb.ModelReadyRequest, pb.ModelReadyResponse),
+    "ModelMetadata": (pb.ModelMetadataRequest, pb.ModelMetadataResponse),
+    "ModelInfer": (pb.ModelInferRequest, pb.ModelInferResponse),
+}
+"""The service's calls with their messages."""
+
+CODES: dict[type[TidepoolError], grpc.StatusCode] = {
+    errors.TidepoolError: grpc.StatusCode.INTERNAL,
+    errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.Forbidden: grpc.StatusCode.PERMISSION_DENIED,
+    errors.UnknownModel: grpc.StatusCode.NOT_FOUND,
+    errors.ModelNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.RequestTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.NotReady: grpc.StatusCode.UNAVAILABLE,
+}
+"""Status code of each kind of failure; a subclass has its nearest ancestor's."""
+MAX_DETAILS = 800
+"""Characters of a message that are sent: clients refuse trailers over 8 KiB, and a character may take nine bytes."""
+
+
+class Context(Protocol):
+    """What `grpc.aio.ServicerContext` and Serve's `RayServegRPCContext` have in common."""
+
+    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]]: ...
+    def set_code(self, code: grpc.StatusCode) -> None: ...
+    def set_details(self, details: str) -> None: ...
+
+
+Call = Callable[[Any, Any, Context], Awaitable[Any]]
+
+
+def code_of(error: TidepoolError) -> grpc.StatusCode:
+    """The gRPC status code for `error`."""
+    return next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
+
+
+def _failing_softly(call: Call) -> Call:
+    """Turn what `call` raises into a code and details; a cancelled call stays cancelled."""
+    empty = CALLS[call.__name__][1]
+
+    @functools.wraps(call)
+    async def answer(self: Any, request: Any, grpc_context: Context) -> Any:
+        try:
+            return await call(self, request, grpc_context)
+        except TidepoolError as error:
+            code, details = code_of(error), str(error)
+        except Exception as error:
+            log.exception("answering %s failed", call.__name__)
+            code, details = grpc.StatusCode.INTERNAL, f"the model failed: {type(error).__name__}"
+        grpc_context.set_code(code)
+        grpc_context.set_details(details[:MAX_DETAILS])
+        return empty()
+
+    return answer
+
+
+class Servicer:
+    """The calls of the protocol for one model. Names of methods are the protocol's."""
+
+    def __init__(self, dataplane: Dataplane, keyring: Keyring | None, max_message_bytes: int) -> None:
+        self._dataplane, self._keyring, self._max_message_bytes = dataplane, keyring, max_message_bytes
+
+    @_failing_softly
+    async def ServerLive(self, request: pb.ServerLiveRequest, grpc_context: Context) -> pb.ServerLiveResponse:
+        """Whether the replica answers at all."""
+        return pb.ServerLiveResponse(live=True)
+
+    @_failing_softly
+    async def ServerReady(self, request: pb.ServerReadyRequest, grpc_context: Context) -> pb.ServerReadyResponse:
+        """Whether the model is loaded."""
+        return pb.ServerReadyResponse(ready=self._dataplane.ready())
+
+    @_failing_softly
+    async def ServerMetadata(
+        self, request: pb.ServerMetadataRequest, grpc_context: Context
+    ) -> pb.ServerMetadataResponse:
+        """Name, version and extensions of the server."""
+        return server_metadata()
+
+    @_failing_softly
+    async def ModelReady(self, request: pb.ModelReadyRequest, grpc_context: Context) -> pb.ModelReadyResponse:
+        """Whether requests for the model, in this version if one is named, would be answered."""
+        ready = request.name == self._dataplane.model and self._dataplane.ready(request.version or None)
+        return pb.ModelReadyResponse(ready=ready)
+
+    @_failing_softly
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest, grpc_context: Context) -> pb.ModelMetadataResponse:
+        """The model's tensors and versions."""
+        self._admit(request.name, grpc_context)
+        return protobuf.model_metadata(self._dataplane.metadata(request.version or None))
+
+    @_failing_softly
+    async def ModelInfer(self, request: pb.ModelInferRequest, grpc_context: Context) -> pb.ModelInferResponse:
+        """Answer one request."""
+        self._admit(request.model_name, grpc_context)
+        size = request.ByteSize()
+        if size > self._max_message_bytes:
+            raise RequestTooLarge(
+                "the message is too large",
+                seen=f"{size} bytes",
+                allowed=f"{self._max_message_bytes} bytes",
+                remedy="send fewer rows at once",
+            )
+        response = await self._dataplane.infer(protobuf.decode(request), request.model_version or None)
+        return protobuf.encode(response)
+
+    def _admit(self, model: str, grpc_context: Context) -> None:
+        if self._keyring is not None:
+            self._keyring.check(api_key(grpc_context), self._dataplane.model)
+        if model != self._dataplane.model:
+            raise UnknownModel("no such model is served here", seen=model, allowed=self._dataplane.model)
+
+
+def api_key(grpc_context: Context) -> str:
+    """The key in a call's metadata: `x-api-key`, or `authorization: Bearer`; empty if there is none."""
+    metadata = dict(grpc_context.invocation_metadata())
+    text = metadata.get("x-api-key") or metadata.get("authorization", "")
+    return text.removeprefix("Bearer ").strip() if isinstance(text, str) else ""
+
+
+def server_metadata() -> pb.ServerMetadataResponse:
+    """What the server says of itself."""
+    # No extensions: those of `protocol.EXTENSIONS` are of HTTP.
+    return pb.ServerMetadataResponse(name=protocol.SERVER_NAME, version=__version__)
+
+
+def add_to_server(servicer: Any, server: Any) -> None:
+    """Register a servicer's calls; Serve's `grpc_servicer_functions` names this function."""
+    handlers = {
+        name: grpc.unary_unary_rpc_method_handler(
+            getattr(servicer, name), request_deserializer=asked.FromString, response_serializer=given.SerializeToString
+        )
+        for name, (asked, given) in CALLS.items()
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))

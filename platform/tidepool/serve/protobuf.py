@@ -1,0 +1,183 @@
+"""Protobuf messages of the Open Inference Protocol to requests and back: what `codecs` is for HTTP.
+
+A message carries its tensors either all as raw bytes or all as typed contents, never both. An answer has the form of
+its request; FP16 has only the raw form, so an answer with an FP16 tensor is raw as a whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tidepool.errors import InvalidRequest
+from tidepool.recipe import DATATYPES
+from tidepool.serve import codecs
+from tidepool.serve._pb2 import open_inference_pb2 as pb
+from tidepool.serve.protocol import InferRequest, InferResponse, Parameters, RequestedOutput, Tensors
+
+_FIELDS = {
+    "BOOL": "bool_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    "INT64": "int64_contents",
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+"""The field of `InferTensorContents` that holds the elements of each datatype; FP16 has none."""
+_WIDE = {"int_contents": np.dtype(np.int32), "uint_contents": np.dtype(np.uint32)}
+"""The dtype of the fields that narrower datatypes share."""
+_MAX_AXES, _MAX_ELEMENTS = 32, 2**40
+"""Beyond what fits a message; numpy refuses larger shapes even of tensors without elements."""
+
+
+def decode(message: pb.ModelInferRequest) -> InferRequest:
+    """The request in a message. Raw numeric tensors are read-only views of its bytes.
+
+    Raises:
+        InvalidRequest: raw bytes beside typed contents, or a tensor whose data doesn't fit its datatype and shape.
+    """
+    raw = message.raw_input_contents
+    if raw and len(raw) != len(message.inputs):
+        raise InvalidRequest("raw_input_contents doesn't fit the inputs", seen=len(raw), allowed=len(message.inputs))
+    inputs: Tensors = {}
+    for at, tensor in enumerate(message.inputs):
+        if tensor.name in inputs:
+            raise InvalidRequest("an input is given twice", seen=tensor.name)
+        inputs[tensor.name] = _from_raw(tensor, raw[at]) if raw else _from_contents(tensor)
+    return InferRequest(
+        inputs=inputs,
+        id=message.id or None,
+        parameters=decode_parameters(message.parameters),
+        outputs=[RequestedOutput(output.name) for output in message.outputs] or None,
+        binary_output=bool(raw),
+    )
+
+
+def encode(response: InferResponse) -> pb.ModelInferResponse:
+    """The message of an answer: raw if its tensors travel as raw bytes or one of them is FP16, else typed."""
+    specs = {spec.name: spec for spec in response.signature.outputs}
+    message = pb.ModelInferResponse(
+        model_name=response.model,
+        model_version=response.version,
+        id=response.id or "",
+        parameters=encode_parameters(response.parameters),
+    )
+    raw = bool(response.binary) or any(specs[name].datatype == "FP16" for name in response.outputs)
+    for name, values in response.outputs.items():
+        datatype = specs[name].datatype
+        tensor = message.outputs.add(name=name, datatype=datatype, shape=values.shape)
+        if raw:
+            message.raw_output_contents.append(codecs.to_raw(values))
+        else:
+            getattr(tensor.contents, _FIELDS[datatype]).extend(values.reshape(-1).tolist())
+    return message
+
+
+def encode_request(
+    inputs: Tensors, datatypes: Mapping[str, str], *, model: str, raw: bool = False
+) -> pb.ModelInferRequest:
+    """The message that a client would send for `inputs`."""
+    message = pb.ModelInferRequest(model_name=model)
+    for name, values in inputs.items():
+        tensor = message.inputs.add(name=name, datatype=datatypes[name], shape=values.shape)
+        if raw:
+            message.raw_input_contents.append(codecs.to_raw(values))
+        else:
+            getattr(tensor.contents, _FIELDS[datatypes[name]]).extend(values.reshape(-1).tolist())
+    return message
+
+
+def model_metadata(document: Mapping[str, Any]) -> pb.ModelMetadataResponse:
+    """The message of `Dataplane.metadata`'s document; its parameters become properties."""
+    return pb.ModelMetadataResponse(
+        name=document["name"],
+        versions=document["versions"],
+        platform=document["platform"],
+        inputs=[pb.ModelMetadataResponse.TensorMetadata(**tensor) for tensor in document["inputs"]],
+        outputs=[pb.ModelMetadataResponse.TensorMetadata(**tensor) for tensor in document["outputs"]],
+        properties={key: str(value) for key, value in document["parameters"].items()},
+    )
+
+
+def decode_parameters(parameters: Mapping[str, pb.InferParameter]) -> Parameters:
+    """Parameters as plain values; one without a value is left out."""
+    chosen = ((name, value, value.WhichOneof("parameter_choice")) for name, value in parameters.items())
+    return {name: getattr(value, choice) for name, value, choice in chosen if choice is not None}
+
+
+def encode_parameters(parameters: Parameters) -> dict[str, pb.InferParameter]:
+    """The inverse of `decode_parameters`, for values that are bool, int, float or str."""
+    return {name: _parameter(value) for name, value in parameters.items()}
+
+
+def _parameter(value: bool | int | float | str) -> pb.InferParameter:
+    if isinstance(value, bool):
+        return pb.InferParameter(bool_param=value)
+    if isinstance(value, int):
+        return pb.InferParameter(uint64_param=value) if value >= 2**63 else pb.InferParameter(int64_param=value)
+    if isinstance(value, float):
+        return pb.InferParameter(double_param=value)
+    return pb.InferParameter(string_param=value)
+
+
+def _from_raw(tensor: pb.ModelInferRequest.InferInputTensor, data: bytes) -> npt.NDArray[Any]:
+    if tensor.HasField("contents"):
+        raise InvalidRequest(
+            f"input {tensor.name} has contents although the request has raw_input_contents",
+            remedy="send one or the other",
+        )
+    shape = _shape(tensor)
+    return codecs.from_raw(tensor.name, tensor.datatype, shape, data)
+
+
+def _from_contents(tensor: pb.ModelInferRequest.InferInputTensor) -> npt.NDArray[Any]:
+    shape = _shape(tensor)
+    name, datatype, count = tensor.name, tensor.datatype, math.prod(shape)
+    if datatype == "FP16":
+        raise InvalidRequest(f"input {name}: FP16 has no typed contents", remedy="send it in raw_input_contents")
+    wanted = _FIELDS[datatype]
+    filled = [field.name for field, _ in tensor.contents.ListFields()]
+    if any(field != wanted for field in filled):
+        raise InvalidRequest(
+            f"the data of input {name} is in a wrong field", seen=", ".join(filled), allowed=f"{wanted} for {datatype}"
+        )
+    elements = getattr(tensor.contents, wanted)
+    if len(elements) != count:
+        raise InvalidRequest(
+            f"input {name}: data and shape don't fit", seen=f"{len(elements)} values", allowed=f"{count} values"
+        )
+    if datatype == "BYTES":
+        values = np.empty(count, dtype=np.object_)
+        values[:] = elements
+        return values.reshape(shape)
+    wide = np.array(elements, _WIDE.get(wanted, DATATYPES[datatype]))
+    values = wide.astype(DATATYPES[datatype], copy=False)
+    if values is not wide and not np.array_equal(values, wide):
+        raise InvalidRequest(f"input {name} holds values out of the range of {datatype}", seen=wide.max())
+    return values.reshape(shape)
+
+
+def _shape(tensor: pb.ModelInferRequest.InferInputTensor) -> tuple[int, ...]:
+    """A tensor's shape, once its datatype is known to exist."""
+    if tensor.datatype not in DATATYPES:
+        raise InvalidRequest(
+            f"input {tensor.name} has an unknown datatype", seen=tensor.datatype, allowed=", ".join(DATATYPES)
+        )
+    shape = tuple(tensor.shape)
+    if (
+        len(shape) > _MAX_AXES
+        or any(length < 0 for length in shape)
+        or math.prod(length or 1 for length in shape) > _MAX_ELEMENTS
+    ):
+        raise InvalidRequest(
+            f"input {tensor.name} has no proper shape",
+            seen=list(shape[: _MAX_AXES + 1]),
+            allowed=f"at most {_MAX_AXES} lengths of 0 or more",
+        )
+    return shape

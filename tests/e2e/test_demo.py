@@ -1,0 +1,141 @@
+"""What a newcomer does, through the command line alone: the demonstration, twice, and what it prints to try next."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+TIDEPOOL = str(Path(sys.executable).with_name("tidepool"))
+
+pytestmark = pytest.mark.timeout(600)
+
+
+class Newcomer:
+    """Types commands in a checkout, with an empty TIDEPOOL_HOME."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.ports = [_free_port(), _free_port()]
+        self._environment = {**os.environ, "TIDEPOOL_HOME": str(home), "COLUMNS": "120"}
+        self._environment.pop("RAY_ADDRESS", None)
+
+    def types(self, *words: str, exit_code: int = 0, input: str | None = None) -> str:
+        """Run `tidepool WORDS`; its output, which must come with this exit code."""
+        done = subprocess.run(
+            [TIDEPOOL, *words], cwd=PROJECT, env=self._environment, capture_output=True, text=True, input=input
+        )
+        assert done.returncode == exit_code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def demo(self) -> str:
+        """The demonstration, on ports of its own."""
+        return self.types("demo", "--http-port", str(self.ports[0]), "--dashboard-port", str(self.ports[1]))
+
+    def version_that_answers(self) -> str:
+        """The `model_version` of an answer."""
+        request = str(self.home / "digits-request.json")
+        answer = self.types("predict", "digits", request)
+        return str(json.loads(answer[: answer.rindex("}") + 1])["model_version"])
+
+    def models(self) -> list[dict[str, Any]]:
+        """What `tidepool models --json` says."""
+        listed: list[dict[str, Any]] = json.loads(self.types("models", "--json"))
+        return listed
+
+    def processes(self) -> list[psutil.Process]:
+        """Processes that carry this home's cluster in their environment."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("TIDEPOOL_HOME") == str(self.home) and process.pid != os.getpid():
+                    found.append(process)
+            except (psutil.AccessDenied, psutil.NoSuchProcess):
+                continue
+        return found
+
+
+@pytest.fixture(scope="module")
+def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Newcomer]:
+    person = Newcomer(tmp_path_factory.mktemp("newcomer"))
+    yield person
+    person.types("down")
+    assert person.processes() == []
+    for port in person.ports:
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", port)) != 0, f"port {port} still listens"
+
+
+@pytest.fixture(scope="module")
+def first_demo(newcomer: Newcomer) -> str:
+    return newcomer.demo()
+
+
+def test_before_anything_runs_the_commands_say_so(tmp_path: Path) -> None:
+    person = Newcomer(tmp_path)
+    assert "tidepool up" in person.types("predict", "digits", input="{}", exit_code=3)
+    assert "tidepool up" in person.types("run", "deployments/digits/spec.yaml", exit_code=3)
+
+
+def test_the_demonstration_ends_with_a_good_model_in_service(newcomer: Newcomer, first_demo: str) -> None:
+    accuracy = re.search(r"accuracy\s+([0-9.]+)", first_demo)
+    assert accuracy
+    assert float(accuracy[1]) >= 0.95
+    assert first_demo.count("answer ") == 10
+    assert "ray job submit --working-dir . -- python jobs/run.py deployments/digits/spec.yaml" in first_demo
+    assert newcomer.version_that_answers()
+
+
+def test_the_second_demonstration_registers_version_2_and_versions_move(newcomer: Newcomer, first_demo: str) -> None:
+    second = newcomer.demo()
+    assert "reused" in second
+    (model,) = newcomer.models()
+    assert [version["version"] for version in model["versions"]] == [2, 1]
+    assert model["aliases"] == {"champion": 2}
+    assert all(version["metrics"]["accuracy"] >= 0.95 for version in model["versions"])
+    assert newcomer.version_that_answers() == "2"
+    newcomer.types("promote", "digits", "1")
+    assert newcomer.version_that_answers() == "1"
+    newcomer.types("rollback", "digits")
+    assert newcomer.version_that_answers() == "2"
+    newcomer.types("rollback", "digits")
+    assert newcomer.version_that_answers() == "1"
+    assert "named no other version" in newcomer.types("rollback", "digits", exit_code=8)
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code", "message"),
+    [
+        (["run", "nowhere.yaml"], 2, "no such spec file"),
+        (["run", "deployments/digits/spec.yaml", "--set", "train.epoch=3"], 2, "did you mean epochs"),
+        (["promote", "digits", "99"], 8, "99"),
+        (["models", "iris"], 8, "iris"),
+        (["deploy", "iris"], 8, "iris"),
+        (["undeploy", "iris"], 8, "iris"),
+        (["predict", "iris", "/dev/null"], 9, "iris"),
+        (["predict", "digits", "/dev/null"], 9, "not JSON"),
+        (["preprocess", "deployments/digits/spec.yaml", "--set", "data.source=/nowhere.csv"], 4, "/nowhere.csv"),
+    ],
+)
+def test_bad_input_is_refused_and_the_service_goes_on(
+    newcomer: Newcomer, first_demo: str, words: list[str], exit_code: int, message: str
+) -> None:
+    assert message in newcomer.types(*words, exit_code=exit_code)
+    assert newcomer.version_that_answers()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

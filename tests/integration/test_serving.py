@@ -1,0 +1,183 @@
+"""A model in service on a real local cluster, behind its real front end: asked over HTTP, promoted, rolled back."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tidepool.artifact import open_artifact
+from tidepool.cluster import local
+from tidepool.cluster.ports import Ports
+from tidepool.errors import ClusterError, ModelNotFound
+from tidepool.registry.client import Registry
+from tidepool.serve import app
+from tidepool.serve.auth import KeyFile
+from tidepool.settings import Settings
+
+ZEROS = {"inputs": [{"name": "image", "shape": [1, 64], "datatype": "FP32", "data": [0] * 64}]}
+PROJECT = Path(__file__).parents[2]
+
+
+class Service:
+    """A running cluster with digits in service: version 1 is the champion and answers 1, version 2 answers 2."""
+
+    def __init__(self, settings: Settings, port: int) -> None:
+        self.settings, self.url = settings, f"http://127.0.0.1:{port}"
+        self.port = port
+        self.registry = Registry(settings.registry, settings.storage("artifacts"))
+        self.key = settings.cli_key_file.read_text()
+
+    def ask(self, path: str = "digits", key: str | None = None, **options: Any) -> httpx.Response:
+        headers = {"authorization": f"Bearer {self.key if key is None else key}"}
+        body = options or {"json": ZEROS}
+        return httpx.post(f"{self.url}/v2/models/{path}/infer", headers=headers, timeout=30, **body)
+
+    def await_version(self, version: str, deadline_s: float = 10.0) -> float:
+        """Seconds until this version answers."""
+        began = time.monotonic()
+        while (seen := self.ask().json()["model_version"]) != version:
+            assert time.monotonic() - began < deadline_s, f"version {seen} still answers"
+        return time.monotonic() - began
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIDEPOOL_HOME", str(tmp_path_factory.mktemp("home")))
+        settings, ports = Settings(), Ports(_free_port(), _free_port())
+        local.up(settings, ports, None, None, {}, PROJECT)
+        try:
+            with local.connect(settings):
+                app.start(settings, ports.http)
+                yield Service(settings, ports.http)
+        finally:
+            local.down(settings)
+
+
+@pytest.fixture
+def digits(service: Service, make_artifact: Callable[..., Path]) -> Service:
+    versions = {m.name: len(m.versions) for m in service.registry.models()}
+    if versions.get("digits", 0) < 2:
+        for favourite in (1, 2):
+            service.registry.register(open_artifact(str(make_artifact(favourite))))
+        service.registry.promote("digits", 1)
+        app.deploy(service.settings, "digits", service.port)
+    service.registry.promote("digits", 1)
+    app.announce("digits")
+    service.await_version("1")
+    return service
+
+
+def test_the_server_answers_before_any_model_is_deployed(service: Service) -> None:
+    assert httpx.get(f"{service.url}/v2/health/live").json() == {"live": True}
+    assert httpx.get(f"{service.url}/docs").status_code == 200
+    assert "iris" in service.ask("iris").json()["error"]
+
+
+def test_an_answer_names_model_and_version(digits: Service) -> None:
+    answer = digits.ask().json()
+    assert (answer["model_name"], answer["model_version"], answer["outputs"][0]["data"]) == ("digits", "1", [1])
+
+
+def test_promote_and_rollback_change_the_answer(digits: Service) -> None:
+    digits.registry.promote("digits", 2)
+    app.announce("digits")
+    digits.await_version("2")
+    assert digits.ask().json()["outputs"][0]["data"] == [2]
+    assert digits.ask("digits/versions/1").json()["model_version"] == "1"
+    digits.registry.rollback("digits")
+    app.announce("digits")
+    digits.await_version("1")
+
+
+def test_a_version_whose_bytes_are_damaged_never_answers(digits: Service, make_artifact: Callable[..., Path]) -> None:
+    third = digits.registry.register(open_artifact(str(make_artifact(3))))
+    model = Path(third.uri) / "model.onnx"
+    content = bytearray(model.read_bytes())
+    content[-1] ^= 1
+    model.write_bytes(content)
+    digits.registry.promote("digits", third.version)
+    app.announce("digits")
+    assert {digits.ask().json()["model_version"] for _ in range(50)} == {"1"}
+    digits.registry.rollback("digits")
+    shutil.rmtree(third.uri)
+
+
+def test_keys_take_effect_at_once(digits: Service) -> None:
+    keys = KeyFile(digits.settings.keys_file)
+    text = keys.create("guest", ["iris"])
+    app.announce(keys=True)
+    assert digits.ask(key="wrong").status_code == 401
+    _await(lambda: digits.ask(key=text).status_code == 403)
+    keys.revoke(keys.load()[-1].id)
+    app.announce(keys=True)
+    _await(lambda: digits.ask(key=text).status_code == 401)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        (b'{"inputs": [', 400, "not JSON"),
+        (b'{"inputs": [{"name": "image", "data": [NaN]}]}', 400, "not JSON"),
+        (b"x" * 100_000_000, 413, "too large"),
+    ],
+    ids=["truncated", "NaN", "100 MB"],
+)
+def test_rubbish_is_refused_and_the_service_goes_on(digits: Service, body: bytes, status: int, words: str) -> None:
+    response = digits.ask(content=body)
+    assert response.status_code == status
+    assert words in response.json()["error"]
+    assert digits.ask().status_code == 200
+
+
+def test_a_deployment_that_fails_leaves_the_others_alone(digits: Service) -> None:
+    before = _replicas(digits)
+    app.deploy(digits.settings, "digits", digits.port)
+    with pytest.raises(ModelNotFound, match="iris"):
+        app.deploy(digits.settings, "iris", digits.port)
+    with pytest.raises(ModelNotFound, match="digits"):
+        app.undeploy("iris")
+    assert _replicas(digits) == before
+    assert digits.ask().status_code == 200
+
+
+def test_a_replica_has_neither_torch_nor_mlflow() -> None:
+    script = "import sys, tidepool.serve.app, tidepool.recipes.digits; print({'torch', 'mlflow'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_a_port_that_nobody_answers_on_is_reported() -> None:
+    with pytest.raises(ClusterError, match="doesn't answer"):
+        app.await_answer(_free_port(), "/v2/health/ready", deadline_s=0.2)
+
+
+def _replicas(service: Service) -> set[str]:
+    """The ids of the replicas of digits."""
+    from ray.util.state import list_actors
+
+    return {
+        actor.actor_id for actor in list_actors(filters=[("state", "=", "ALIVE")]) if "digits" in (actor.name or "")
+    }
+
+
+def _await(condition: Callable[[], bool], deadline_s: float = 10.0) -> None:
+    until = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < until, "the condition didn't come true"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
