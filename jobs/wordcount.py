@@ -14,8 +14,9 @@ from pyarrow import parquet
 
 from tidepool import storage
 from tidepool.cli.exits import guarded
-from tidepool.data.mapreduce import count_words, map_reduce, sum_by_key
+from tidepool.data.mapreduce import map_reduce, sum_by_key
 from tidepool.data.sources import pieces
+from tidepool.data.words import count_words
 from tidepool.telemetry.progress import LineProgress
 
 

@@ -224,10 +224,16 @@ def undocumented(node: ast.AST, path: str = "") -> Iterator[tuple[int, str]]:
         yield 1, "the module"
     for child in ast.iter_child_nodes(node):
         if isinstance(child, Documented) and not child.name.startswith("_"):
-            if not ast.get_docstring(child) and not _told_by_decorator(child):
+            if not (ast.get_docstring(child) or _told_by_decorator(child) or _is_stub(child)):
                 yield child.lineno, f"{path}{child.name}"
             if isinstance(child, ast.ClassDef):
                 yield from undocumented(child, f"{path}{child.name}.")
+
+
+def _is_stub(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> bool:
+    """Whether it is `...` alone: a method of a Protocol, whose class says what is asked of it."""
+    body = node.body[0]
+    return isinstance(body, ast.Expr) and isinstance(body.value, ast.Constant) and body.value.value is Ellipsis
 
 
 def _told_by_decorator(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> bool:

@@ -123,7 +123,7 @@ def test_an_address_where_nobody_answers_is_refused_at_once(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_ports().http}")
-    with pytest.raises(ClusterError, match="RAY_ADDRESS 127.0.0.1:.*unset it"), local.connect(settings):
+    with pytest.raises(ClusterError, match=r"RAY_ADDRESS 127.0.0.1:.*unset it"), local.connect(settings):
         pass
 
 

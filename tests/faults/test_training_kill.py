@@ -1,76 +1,105 @@
-"""Train workers are killed, disks fill up: the run ends as it would have."""
+"""Train workers and drivers are killed in the middle: the run ends with the bits that it would have ended with."""
 
 from __future__ import annotations
 
-import os
-import signal
+import logging
 import subprocess
 import sys
-import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
-import torch
+import pytest
 
-from tidepool import checkpoint
-from tidepool.data.preprocess import prepare
+from tidepool.data.preprocess import PreparedData, prepare
 from tidepool.recipe import load_recipe
 from tidepool.spec import load_spec
-from tidepool.train import trainer
+from tidepool.telemetry import progress
+from tidepool.train.trainer import TrainResult, fit
 
 DIGITS = Path(__file__).parents[2] / "deployments/digits/spec.yaml"
+SPEC = load_spec(DIGITS, ["train.epochs=20", "train.checkpoint_every_s=0.2"])
+
+DRIVER = """
+import sys, ray
+from tidepool.data.preprocess import open_prepared
+from tidepool.spec import Spec
+from tidepool.telemetry.progress import LineProgress
+from tidepool.train.trainer import fit
+
+address, spec, data, runs = sys.argv[1:]
+ray.init(address=address, log_to_driver=False)
+fit(Spec.model_validate_json(spec), open_prepared(data), runs, LineProgress())
+"""
 
 
-def test_a_killed_worker_changes_nothing_in_the_result(ray_cluster: None, tmp_path: Path) -> None:
-    spec = load_spec(DIGITS, ["train.epochs=20", "train.checkpoint_every_s=0.2"])
-    data = prepare(spec, load_recipe(spec.recipe, spec.params), str(tmp_path / "data"))
-    runs = str(tmp_path / "runs")
-    undisturbed = trainer.fit(spec, data, runs)
+@pytest.fixture(scope="module")
+def data(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    return prepare(SPEC, load_recipe(SPEC.recipe, SPEC.params), str(tmp_path_factory.mktemp("data")))
 
-    killed = threading.Event()
+
+@pytest.fixture(scope="module")
+def undisturbed(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    return fit(SPEC, data, str(tmp_path_factory.mktemp("runs")))
+
+
+def test_a_killed_worker_changes_nothing_in_the_result(
+    undisturbed: TrainResult, data: PreparedData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    killed: list[psutil.Process] = []
 
     def kill_once(step: str, done: float, total: float, note: str = "") -> None:
-        if done >= 60 and not killed.is_set():
-            killed.set()
-            os.kill(_train_workers()[-1].pid, signal.SIGKILL)
+        if not killed and done >= 60 and saved(tmp_path):
+            killed.append(train_workers()[-1])
+            killed[0].kill()
 
-    disturbed = trainer.fit(spec, data, runs, kill_once)
-    assert killed.is_set()
-    assert disturbed.run_id != undisturbed.run_id
-    assert disturbed.step == undisturbed.step
-    before, after = (checkpoint.load(result.checkpoint.uri).weights for result in (undisturbed, disturbed))
-    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
-
-
-def test_a_full_disk_is_reported_and_leaves_the_checkpoint_before(tmp_path: Path) -> None:
-    """A limit on the size of files stands for a full disk; a process can't lift it again, so it is one of its own."""
-    script = f"""
-import resource, signal, torch
-from tidepool import checkpoint
-from tidepool.errors import StorageError
-def state(step, size):
-    return checkpoint.TrainState(step, 0, 0, {{"w": torch.zeros(size)}}, {{}}, torch.get_rng_state())
-before = checkpoint.save({str(tmp_path)!r}, state(1, 10))
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-try:
-    checkpoint.save({str(tmp_path)!r}, state(2, 1_000_000))
-except StorageError as error:
-    print(error)
-assert checkpoint.latest({str(tmp_path)!r}) == before
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "can't write" in done.stdout
-    assert [path.name for path in tmp_path.iterdir()] == ["step-000000000001"]
+    with caplog.at_level(logging.WARNING):
+        disturbed = fit(SPEC, data, str(tmp_path), kill_once)
+    assert killed
+    assert "a worker failed: all go on from step" in caplog.text
+    assert (disturbed.step, disturbed.resumed_from) == (undisturbed.step, None)
+    assert disturbed.checkpoint.digest == undisturbed.checkpoint.digest, "weights, optimizer and all"
 
 
-def _train_workers() -> list[psutil.Process]:
+def test_a_run_whose_driver_was_killed_is_resumed_by_the_next_and_says_so(
+    undisturbed: TrainResult, data: PreparedData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import ray
+
+    arguments = [ray.get_runtime_context().gcs_address, SPEC.model_dump_json(), data.uri, str(tmp_path)]
+    with subprocess.Popen([sys.executable, "-c", DRIVER, *arguments], stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout
+        assert any(done >= 60 and saved(tmp_path) for done in steps(driver.stdout)), "it ended by itself"
+        driver.kill()
+
+    told: list[str] = []
+    with caplog.at_level(logging.WARNING):
+        result = fit(SPEC, data, str(tmp_path), lambda step, done, total, note="": told.append(note))
+    assert result.resumed_from is not None
+    assert 0 < result.resumed_from < result.step
+    assert result.run_id == undisturbed.run_id, "the first run of this spec below its folder, not a second one"
+    assert told[0].startswith(f"resuming run {result.run_id}")
+    assert told[0] in caplog.text
+    assert result.checkpoint.digest == undisturbed.checkpoint.digest
+
+
+def saved(runs: Path) -> bool:
+    """Whether a checkpoint is there to go on from."""
+    return any(runs.glob("*/*/checkpoints/step-*"))
+
+
+def steps(lines: Iterable[str]) -> Iterable[float]:
+    """The steps that a driver tells of."""
+    return (news[1] for line in lines if (news := progress.parse(line)))
+
+
+def train_workers() -> list[psutil.Process]:
     """The train workers of this session's cluster."""
-    return [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(_command(p))]
+    return [process for process in psutil.Process().children(recursive=True) if "RayTrainWo" in name(process)]
 
 
-def _command(process: psutil.Process) -> list[str]:
+def name(process: psutil.Process) -> str:
     try:
-        return process.cmdline()
-    except psutil.NoSuchProcess:
-        return []
+        return process.name()
+    except psutil.NoSuchProcess:  # it ended meanwhile
+        return ""

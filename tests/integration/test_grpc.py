@@ -1,4 +1,4 @@
-"""gRPC through Ray Serve behind HAProxy: straight to the replica for a client that names the application, else by the front.
+"""gRPC through Ray Serve behind HAProxy: straight to a replica for who names the application, else by the front.
 
 Serve reads its environment when it is imported; so a process of its own deploys (this file, run as a program).
 """

@@ -81,7 +81,12 @@ def test_our_own_file_runs_no_work_on_the_head_and_has_spot_gpus() -> None:
         ("tidepool:0.1.0-py311\n", "tidepool:latest\n", "tidepool:latest", "image without a version"),
         ("  image: REPLACE-REGISTRY/tidepool:0.1.0-py311\n", "", "docker:", "nothing brings tidepool"),
         ("max_workers: 10", "max_workers: ten", "max_workers: ten", "max_workers is not valid"),
-        ("    node_config:\n      InstanceType: g5", "    nodes:\n      Instance: g5", "    nodes:", "unknown key nodes"),
+        (
+            "    node_config:\n      InstanceType: g5",
+            "    nodes:\n      Instance: g5",
+            "    nodes:",
+            "unknown key nodes",
+        ),
         ("{CPU: 8}", "{CPU: 0.5}", "{CPU: 0.5}", "resources.CPU is not valid"),
         ("min_workers: 1", "min_workers: 1\n    min_workers: 2", "min_workers: 2", "min_workers stands twice"),
     ],

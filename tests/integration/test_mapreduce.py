@@ -13,9 +13,10 @@ import pytest
 import ray
 from pyarrow import fs, parquet
 
-from tidepool.data.mapreduce import count_words, map_reduce, sum_by_key
+from tidepool.data.mapreduce import map_reduce, sum_by_key
 from tidepool.data.readers import File, cut
 from tidepool.data.tasks import run_bounded
+from tidepool.data.words import count_words
 from tidepool.errors import DataError, StorageError
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

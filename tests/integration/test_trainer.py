@@ -46,13 +46,11 @@ def data(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Prepare
     return prepare(spec, load_recipe(spec.recipe, spec.params), str(tmp_path_factory.mktemp("data")))
 
 
-def alone(spec: Spec, data: PreparedData, steps: int) -> Trainee:
-    """One worker after `steps` steps, without Ray."""
+def alone(spec: Spec, data: PreparedData, steps: int) -> checkpoint.TrainState:
+    """What one worker has after `steps` steps, without Ray."""
     trainee = Trainee(load_recipe(spec.recipe, spec.params), spec.train, data.load("train"))
-    for _ in range(steps):
-        loss = trainee.step()[0].loss
-    trainee.network.last_loss = loss
-    return trainee
+    losses = [trainee.step()[0].loss for _ in range(steps)]
+    return trainee.state(loss=losses[-1])
 
 
 def test_a_run_ends_with_a_checkpoint_and_tells_its_progress(data: PreparedData, tmp_path: Path) -> None:
@@ -80,8 +78,7 @@ def test_an_interrupted_run_is_resumed_at_another_size_and_says_so(
     spec, runs, told = spec_with(), str(tmp_path / "runs"), list[str]()
     run = tracking.begin(runs, spec, data.uri, data.digest)
     for steps in (23, 30):
-        trainee = alone(spec, data, steps)
-        saved = checkpoint.save(run.checkpoints, trainee.state(loss=trainee.network.last_loss))
+        saved = checkpoint.save(run.checkpoints, alone(spec, data, steps))
     (Path(saved.uri) / "weights.safetensors").write_bytes(b"bad")
 
     with caplog.at_level(logging.WARNING):
@@ -90,7 +87,7 @@ def test_an_interrupted_run_is_resumed_at_another_size_and_says_so(
     assert told[0] == f"resuming run {run.run_id}, 2 workers on CPU, from step 23 of 46"
     assert told[0] in caplog.text
     assert f"passing over checkpoint {saved.uri}" in caplog.text
-    expected = alone(spec, data, 46).network.state_dict()
+    expected = alone(spec, data, 46).weights
     for name, tensor in checkpoint.load(result.checkpoint.uri).weights.items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6)
 

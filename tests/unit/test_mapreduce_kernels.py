@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections import Counter
 from datetime import date, datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidepool.data.mapreduce import count_words, default_partitions, hash_keys, split_by_key, sum_by_key
+from tidepool.data.mapreduce import default_partitions, hash_keys, split_by_key, sum_by_key
 from tidepool.errors import DataError
 
 KEYS = st.one_of(
@@ -31,6 +30,7 @@ def hashes(keys: pa.Array | pa.ChunkedArray) -> list[int]:
     return hash_keys(pa.chunked_array([keys]) if isinstance(keys, pa.Array) else keys).tolist()
 
 
+@settings(deadline=None)
 @given(keys=KEYS, cut=st.integers(0, 20))
 def test_a_hash_depends_on_the_key_alone_not_on_where_it_stands(keys: pa.Array, cut: int) -> None:
     whole = hashes(keys)
@@ -39,6 +39,7 @@ def test_a_hash_depends_on_the_key_alone_not_on_where_it_stands(keys: pa.Array, 
     assert whole == hashes(pa.concat_arrays([keys[:cut], keys])[min(cut, len(keys)) :])
 
 
+@settings(deadline=None)
 @given(keys=KEYS, partitions=st.integers(1, 50))
 def test_every_row_is_in_one_partition_and_equal_keys_are_together_in_their_order(
     keys: pa.Array, partitions: int
@@ -55,6 +56,7 @@ def test_every_row_is_in_one_partition_and_equal_keys_are_together_in_their_orde
     assert sum(map(len, owners)) == len(set().union(*owners))
 
 
+@settings(deadline=None)
 @given(words=st.lists(st.text(alphabet="ab\0", max_size=4), unique=True))
 def test_different_short_words_have_different_hashes(words: list[str]) -> None:
     assert len(set(hashes(pa.array(words, pa.string())))) == len(words)
@@ -109,19 +111,6 @@ def test_a_key_that_cannot_be_hashed_is_refused_by_its_type() -> None:
 def test_sums_keep_names_and_order() -> None:
     table = pa.table({"key": ["b", "a", "b"], "n": [1, 2, 3], "x": [0.5, 1.0, 1.5]})
     assert sum_by_key(table).to_pydict() == {"key": ["b", "a"], "n": [4, 2], "x": [2.0, 1.0]}
-
-
-@given(st.lists(st.text(alphabet=st.characters(codec="utf-8") | st.sampled_from(" \t\u2003\u0085\x1c"))))
-def test_words_are_those_of_str_split(lines: list[str]) -> None:
-    counted = count_words(pa.table({"text": pa.array(lines, pa.string())}))
-    expected = Counter(word for line in lines for word in line.split())
-    assert dict(zip(counted["word"].to_pylist(), counted["count"].to_pylist(), strict=True)) == expected
-
-
-def test_every_white_space_character_of_python_parts_words() -> None:
-    spaces = [chr(i) for i in range(sys.maxunicode + 1) if chr(i).isspace()]
-    counted = count_words(pa.table({"text": [f"left{space}right" for space in spaces]}))
-    assert counted.sort_by("word").to_pydict() == {"word": ["left", "right"], "count": [len(spaces)] * 2}
 
 
 def test_more_pieces_have_more_partitions_up_to_a_bound() -> None:

@@ -84,6 +84,11 @@ def test_id_parameters_and_requested_outputs_are_read() -> None:
     assert [output.name for output in request.outputs] == ["y"]
 
 
+def test_empty_contents_beside_raw_bytes_do_no_harm() -> None:
+    message = pb.ModelInferRequest(inputs=[tensor(contents=contents())], raw_input_contents=[bytes(8)])
+    assert protobuf.decode(message).inputs["x"].tolist() == [0, 0]
+
+
 def test_a_message_without_id_and_outputs_asks_for_all_outputs() -> None:
     request = protobuf.decode(pb.ModelInferRequest())
     assert (request.id, request.outputs, dict(request.parameters)) == (None, None, {})
@@ -96,7 +101,10 @@ def test_a_message_without_id_and_outputs_asks_for_all_outputs() -> None:
         ({"inputs": [tensor(), tensor(name="y")], "raw_input_contents": [b""]}, "doesn't fit the inputs"),
         ({"inputs": [tensor()] * 2, "raw_input_contents": [bytes(8)] * 2}, "given twice"),
         ({"inputs": [tensor()], "raw_input_contents": [bytes(7)]}, "wrong number of bytes"),
-        ({"inputs": [tensor(contents=contents())], "raw_input_contents": [bytes(8)]}, "one or the other"),
+        (
+            {"inputs": [tensor(contents=contents(fp32_contents=[1, 2]))], "raw_input_contents": [bytes(8)]},
+            "one or the other",
+        ),
         ({"inputs": [tensor(datatype="FP31")], "raw_input_contents": [bytes(8)]}, "unknown datatype"),
         ({"inputs": [tensor(datatype="FP31")]}, "unknown datatype"),
         ({"inputs": [tensor(datatype="FP16")]}, "no typed contents"),

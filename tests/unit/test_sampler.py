@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidepool.train import sampler
 from tidepool.train.sampler import Place
 
 
+@settings(deadline=None)  # the first order of a length is sorted, the next ones are remembered
 @given(
     rows=st.integers(1, 60),
     batch=st.integers(1, 20),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import csv, fs, parquet
@@ -85,6 +85,7 @@ def test_compressed_files_are_read_like_others(tmp_path: Path, name: str) -> Non
     assert rows(tmp_path / name) == expected
 
 
+@settings(deadline=None)
 @given(
     text=st.lists(st.text(alphabet="ab é\n\r", max_size=30)).map("\n".join).filter(lambda text: text.strip("\r")),
     size=st.integers(1, 40),

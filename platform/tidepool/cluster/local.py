@@ -68,7 +68,7 @@ def up(
     """Start a cluster for this home and return it; if one runs already, return that.
 
     `num_cpus` None means `resources.logical_cpus()`, `num_gpus` None what the machine has. `project` is the folder from
-    which workers import `deployments`. Takes 5 to 7 s on two cores; Serve is not started.
+    which workers import `deployments`. Takes about 9 s on two cores; Serve is not started.
 
     Raises:
         PortInUse: before anything was started.

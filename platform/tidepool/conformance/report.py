@@ -21,18 +21,18 @@ def table(outcomes: Sequence[Outcome], width: int | None = None) -> str:
         lines += [f"{transport}", "-" * len(transport)]
         for outcome in (outcome for outcome in outcomes if outcome.transport is transport):
             case = outcome.case
-            lines.append(f"{outcome.verdict:4}  {case.level:9}  {case.id:24}  {case.says}")
+            lines += _indented(f"{outcome.verdict:4}  {case.level:9}  {case.id:24}  {case.says}", width, "", 43)
             if outcome.verdict is Verdict.FAIL:
-                lines += _indented(f"seen: {outcome.reason}", width)
-                lines += _indented(f"see:  {case.section}", width)
+                lines += _indented(f"seen: {outcome.reason}", width, " " * 17, 23)
+                lines += _indented(f"see:  {case.section}", width, " " * 17, 23)
             elif outcome.verdict is Verdict.SKIP:
-                lines += _indented(outcome.reason, width)
+                lines += _indented(outcome.reason, width, " " * 17, 17)
         lines.append("")
     return "\n".join([*lines, *summary(outcomes)])
 
 
-def _indented(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, width, initial_indent=" " * 17, subsequent_indent=" " * 23)
+def _indented(text: str, width: int, first: str, rest: int) -> list[str]:
+    return textwrap.wrap(text, max(width, 60), initial_indent=first, subsequent_indent=" " * rest)
 
 
 def summary(outcomes: Sequence[Outcome]) -> list[str]:

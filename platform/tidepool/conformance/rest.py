@@ -27,15 +27,25 @@ class RestTarget:
         self.url, self.headers, self.timeout_s = url.rstrip("/"), dict(headers), timeout_s
         # Without TLS there is nothing to verify, and loading certificates takes longer than many cases.
         secure = self.url.startswith("https")
-        self._client = httpx.Client(base_url=self.url, headers=self.headers, timeout=timeout_s, verify=secure)
+        # A connection for each request: one that a server drops after an error must not fail the next case.
+        self._client = httpx.Client(
+            base_url=self.url,
+            headers=self.headers,
+            timeout=timeout_s,
+            verify=secure,
+            limits=httpx.Limits(max_keepalive_connections=0),
+        )
 
     def live(self) -> bool:
+        """Whether the server says that it is live."""
         return self.send("GET", "/v2/health/live").status_code == 200
 
     def ready(self) -> bool:
+        """Whether the server says that it is ready."""
         return self.send("GET", "/v2/health/ready").status_code == 200
 
     def server(self) -> Server:
+        """The server's metadata."""
         document = self._document("/v2")
         return Server(
             text(document, "name"),
@@ -44,9 +54,11 @@ class RestTarget:
         )
 
     def model_ready(self, model: str, version: str = "") -> bool:
+        """Whether the server says that a model is ready."""
         return self.send("GET", f"{model_path(model, version)}/ready").status_code == 200
 
     def model(self, model: str, version: str = "") -> Model:
+        """A model's metadata."""
         document = self._document(model_path(model, version))
         return Model(
             name=text(document, "name"),
@@ -57,6 +69,7 @@ class RestTarget:
         )
 
     def infer(self, request: Request, raw: bool = False) -> Response:
+        """A model's answer; FP16 goes as raw bytes whatever `raw` says."""
         half = any(tensor.datatype == "FP16" for tensor in request.inputs)
         body, json_length = encode(request, raw_inputs=raw or half, raw_outputs=raw or half)
         return decode(self.post_infer(request, body, json_length))

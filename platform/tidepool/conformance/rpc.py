@@ -46,20 +46,25 @@ class GrpcTarget:
         self._timeout_s = timeout_s
 
     def live(self) -> bool:
+        """Whether the server says that it is live."""
         return bool(self.call("ServerLive", pb.ServerLiveRequest(), pb.ServerLiveResponse).live)
 
     def ready(self) -> bool:
+        """Whether the server says that it is ready."""
         return bool(self.call("ServerReady", pb.ServerReadyRequest(), pb.ServerReadyResponse).ready)
 
     def server(self) -> Server:
+        """The server's metadata."""
         answer = self.call("ServerMetadata", pb.ServerMetadataRequest(), pb.ServerMetadataResponse)
         return Server(answer.name, answer.version, tuple(answer.extensions))
 
     def model_ready(self, model: str, version: str = "") -> bool:
+        """Whether the server says that a model is ready."""
         request = pb.ModelReadyRequest(name=model, version=version)
         return bool(self.call("ModelReady", request, pb.ModelReadyResponse).ready)
 
     def model(self, model: str, version: str = "") -> Model:
+        """A model's metadata."""
         request = pb.ModelMetadataRequest(name=model, version=version)
         answer = self.call("ModelMetadata", request, pb.ModelMetadataResponse)
         return Model(
@@ -67,6 +72,7 @@ class GrpcTarget:
         )
 
     def infer(self, request: Request, raw: bool = False) -> Response:
+        """A model's answer; FP16 goes as raw bytes whatever `raw` says."""
         half = any(tensor.datatype == "FP16" for tensor in request.inputs)
         return decode(self.send_infer(encode(request, raw=raw or half)))
 

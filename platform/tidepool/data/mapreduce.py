@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tidepool.errors import DataError, TidepoolError
 from tidepool.telemetry.progress import Progress, quiet
@@ -99,7 +98,7 @@ def default_partitions(pieces: int) -> int:
     return 1 if pieces <= 1 else min(MOST_PARTITIONS, 2 * math.isqrt(pieces))
 
 
-# Ready kernels
+# A ready kernel
 
 
 def sum_by_key(table: pa.Table) -> pa.Table:
@@ -107,13 +106,6 @@ def sum_by_key(table: pa.Table) -> pa.Table:
     key, *values = table.column_names
     sums = table.group_by(key, use_threads=False).aggregate([(name, "sum") for name in values])
     return sums.select([key, *(f"{name}_sum" for name in values)]).rename_columns(table.column_names)
-
-
-def count_words(lines: pa.Table) -> pa.Table:
-    """`text` to `word` and `count`: words are what lies between white space, as in `str.split`."""
-    words = pc.list_flatten(pc.utf8_split_whitespace(lines["text"]))
-    counts = pa.table({"word": words}).group_by("word", use_threads=False).aggregate([([], "count_all")])
-    return counts.rename_columns(["word", "count"]).filter(pc.not_equal(counts["word"], ""))
 
 
 # Partitioning
@@ -142,7 +134,7 @@ def hash_keys(keys: pa.ChunkedArray) -> Hashes:
         return hash_keys(keys.cast(kind.value_type))
     values = keys.combine_chunks()
     if pa.types.is_string(kind) or pa.types.is_binary(kind):
-        hashes = _hash_bytes(*_buffers(values))
+        hashes = _hash_bytes(*text_buffers(values))
     elif pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_large_binary(kind):
         return hash_keys(keys.cast(pa.binary() if pa.types.is_large_binary(kind) else pa.string()))
     elif pa.types.is_floating(kind):
@@ -203,7 +195,7 @@ def mix(bits: Hashes) -> Hashes:
     return bits ^ (bits >> np.uint64(31))
 
 
-def _buffers(strings: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+def text_buffers(strings: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """Bytes and offsets of a string or binary array, with neither copied but for the offsets' width."""
     _, offsets, data = strings.buffers()
     if offsets is None or not len(strings):

@@ -36,7 +36,7 @@ class Physics:
     costs: Costs
     start_s: float = 3.0
     """From holding an accelerator to a replica's first answer."""
-    release_after_s: float = 30.0
+    release_after_s: float = 120.0
     """An application keeps replicas that it doesn't want any more for so long."""
     scaling: float = 0.9
     """w workers train as fast as (w / asked) ** scaling times what was asked for."""

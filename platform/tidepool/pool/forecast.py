@@ -25,7 +25,7 @@ class Smoothing:
     level_s: float = 5.0
     """Seconds in which the level has followed a step by 63 %."""
     trend_s: float = 20.0
-    damping_s: float = 20.0
+    damping_s: float = 60.0
     """Seconds in which a trend fades to 37 %."""
     peak_s: float = 30.0
 

@@ -27,6 +27,7 @@ class Plan:
         self.training = sum([run.size * run.per_worker for run in pool.runs])
         """Accelerators of all workers that stay."""
         self._runs, self._limit, self._now = pool.runs, moves_per_minute, now
+        self._sorted: tuple[Mapping[str, int], list[Run]] = ({}, [])
         self._staying: dict[str, Places] = {}
         self._yielded: dict[str, tuple[Run, str]] = {}
         self._grown: dict[str, tuple[Run, Places, str]] = {}
@@ -114,7 +115,7 @@ class Plan:
 
         Of the nodes it takes the one that spares the most reluctant givers.
         """
-        givers = givers_of(self, self._runs, bottoms)
+        givers = self._givers(bottoms)
         offers = [offer for node in self.free if (offer := self._gather(node, app.per_replica, givers, bottoms))]
         if not offers:
             return False
@@ -124,13 +125,23 @@ class Plan:
             self.give(run, node, count, f"{why}; {spare}, a pause of {run.costs.shrink_pause_s:g} s")
         return True
 
+    def _givers(self, bottoms: Mapping[str, int]) -> list[Run]:
+        """`givers_of` all runs, sorted once for one mapping of bottoms; those that have given all are left out."""
+        known, givers = self._sorted
+        if known is not bottoms:
+            givers = givers_of(self, self._runs, bottoms)[::-1]
+            self._sorted = bottoms, givers
+        while givers and self.size(givers[-1]) <= bottoms[givers[-1].name]:
+            givers.pop()
+        return givers
+
     def _gather(self, node: str, size: float, givers: Sequence[Run], bottoms: Mapping[str, int]) -> Offer | None:
         """Who would yield to make room for `size` on a node: (rank of the last giver, node, workers of each)."""
         short = size - self.free[node] - self.vacating.get(node, 0.0)
         yields = []
-        for rank, run in enumerate(givers):
+        for rank, run in enumerate(reversed(givers)):
             here = min(self.staying(run).get(node, 0), self.size(run) - bottoms[run.name])
-            if count := min(here, math.ceil((short - EPSILON) / run.per_worker)):
+            if (count := min(here, math.ceil((short - EPSILON) / run.per_worker))) > 0:
                 yields.append((run, count))
                 short -= count * run.per_worker
             if short <= EPSILON:

@@ -15,6 +15,7 @@ be asked of the run (see `Plan.give`).
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Mapping, Sequence
 from typing import Self
@@ -105,19 +106,26 @@ def _missing(pool: Snapshot, spec: PolicySpec, have: Mapping[str, int], lent: fl
     First what is under its own minimum, then by priority; equals by what they have of what they ask for, then the
     tighter SLO.
     """
-    guaranteed = sum(run.guaranteed * run.per_worker for run in pool.runs)
+    guaranteed = sum([run.guaranteed * run.per_worker for run in pool.runs])
     budget = lent - max(guaranteed, spec.training_share[0] * pool.total if pool.runs else 0.0)
     count, missing = dict(have), []
 
-    def need(app: App) -> tuple[bool, int, float, float, str]:
+    def need(index: int) -> tuple[bool, int, float, float, int]:
+        app = pool.apps[index]
         has = count[app.name]
-        return has >= app.min_replicas, -app.priority, has / app.asks, app.slo_p99_ms, app.name
+        return has >= app.min_replicas, -app.priority, has / app.asks, app.slo_p99_ms, index
 
-    while needy := [app for app in pool.apps if count[app.name] < app.asks and app.per_replica <= budget + EPSILON]:
-        app = min(needy, key=need)
-        missing.append(app)
-        count[app.name] += 1
-        budget -= app.per_replica
+    queue = [need(index) for index, app in enumerate(pool.apps) if have[app.name] < app.asks]
+    heapq.heapify(queue)
+    while queue:
+        *_, index = heapq.heappop(queue)
+        app = pool.apps[index]
+        if app.per_replica <= budget + EPSILON:
+            missing.append(app)
+            budget -= app.per_replica
+            count[app.name] += 1
+            if count[app.name] < app.asks:
+                heapq.heappush(queue, need(index))
     return missing
 
 
@@ -127,9 +135,12 @@ def _serve(plan: Plan, pool: Snapshot, missing: Sequence[App], fair: Mapping[str
     Runs yield what is over their fair share. Only where a replica takes several accelerators of one node and that opens
     no node for it, they yield down to what is guaranteed.
     """
+    if not missing:
+        return
     guaranteed = {run.name: run.guaranteed for run in pool.runs}
+    reasons = {app.name: f"{app.name} asks for {app.asks} replicas and has {app.replicas}" for app in missing}
     for app in missing:
-        why = f"{app.name} asks for {app.asks} replicas and has {app.replicas}"
+        why = reasons[app.name]
         if not plan.grant(app, why) and (plan.make_room(app, fair, why) or plan.make_room(app, guaranteed, why)):
             plan.grant(app, why)
 
@@ -137,7 +148,7 @@ def _serve(plan: Plan, pool: Snapshot, missing: Sequence[App], fair: Mapping[str
 def _share(plan: Plan, pool: Snapshot, spec: PolicySpec, fair: Mapping[str, int], budget: float) -> None:
     """Runs over their fair share yield to those that have less than half of theirs; they grow when it is free."""
     room = budget - plan.training
-    poor = [run for run in pool.runs if plan.size(run) * 2 <= fair[run.name] and _may_grow(plan, run, spec)]
+    poor = [run for run in pool.runs if plan.size(run) * 2 <= fair[run.name] > 0 and _may_grow(plan, run, spec)]
     if not poor:
         return
     givers = iter(givers_of(plan, pool.runs, fair))

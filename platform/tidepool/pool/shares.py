@@ -7,7 +7,6 @@ who has less, by weight, getting less. Here between a run's minimum and maximum,
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -25,20 +24,22 @@ def fair_workers(runs: Iterable[Run], budget: float, now: float, patience_s: flo
     fit if all others had ended.
     """
     ranked = sorted(runs, key=lambda run: (-run.priority, not run.workers, run.since, run.name))
-    left = budget - sum(run.guaranteed * run.per_worker for run in ranked)
-    admitted, kept_back = [], False
-    for run in ranked:
-        size = run.size
-        needed = 0.0 if run.guaranteed else run.min_workers * run.per_worker
-        if run.guaranteed or (needed <= left + EPSILON and (size or not kept_back)):
-            admitted.append(run)
-            left -= needed
-        elif not size and now - run.since > patience_s and run.min_workers * run.per_worker <= budget:
+    guaranteed = [run.guaranteed for run in ranked]
+    left = budget - sum([floor * run.per_worker for floor, run in zip(guaranteed, ranked, strict=True) if floor])
+    admitted: dict[int, list[Run]] = {run.priority: [] for run in ranked}
+    kept_back = False
+    for floor, run in zip(guaranteed, ranked, strict=True):
+        least = run.min_workers * run.per_worker
+        if floor:
+            admitted[run.priority].append(run)
+        elif least <= left + EPSILON and (run.size or not kept_back):
+            admitted[run.priority].append(run)
+            left -= least
+        elif not run.size and now - run.since > patience_s and least <= budget:
             kept_back = True
-    fair = dict.fromkeys((run.name for run in ranked), 0)
-    for _, group in groupby(admitted, key=lambda run: run.priority):
-        peers = list(group)
-        left += sum(run.min_workers * run.per_worker for run in peers)
+    fair = dict.fromkeys([run.name for run in ranked], 0)
+    for peers in filter(None, admitted.values()):
+        left += sum([run.min_workers * run.per_worker for run in peers])
         workers = max_min(peers, left)
         for run, count in zip(peers, workers, strict=True):
             fair[run.name] = count
@@ -52,10 +53,9 @@ def max_min(runs: Sequence[Run], budget: float) -> list[int]:
     What whole numbers leave over goes to runs that would else shrink, the dearest pause first, then to those that are
     furthest from their exact share.
     """
-    size = np.array([run.per_worker for run in runs])
-    least = np.array([run.min_workers for run in runs], dtype=float)
-    most = np.array([run.max_workers for run in runs], dtype=float)
-    weight = np.array([run.weight for run in runs]) / size
+    columns = [(run.per_worker, run.min_workers, run.max_workers, run.weight) for run in runs]
+    size, least, most, weight = np.array(columns, dtype=float).T
+    weight = weight / size
     exact = np.clip(_level(least, most, weight, size, budget) * weight, least, most)
     whole = np.floor(exact + EPSILON)
     left = budget - float(whole @ size)

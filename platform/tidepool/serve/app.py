@@ -116,7 +116,8 @@ def start(settings: Settings, http_port: int) -> None:
         key = KeyFile(settings.keys_file).create("cli")
         settings.cli_key_file.touch(mode=0o600)
         settings.cli_key_file.write_text(key)
-    serve.start(http_options={"host": "0.0.0.0", "port": http_port})
+    # Loopback: whoever wants the service on the network puts an ingress with TLS in front.
+    serve.start(http_options={"host": "127.0.0.1", "port": http_port})
     deployment = serve.deployment(
         name="Gateway",
         num_replicas=1,

@@ -24,7 +24,7 @@ from tidepool.serve.costs import Costs
 from tidepool.serve.isolation import isolate
 from tidepool.serve.protocol import Tensors
 from tidepool.serve.queueing import FairQueue, Ticket, try_later
-from tidepool.serve.stacking import Stacking
+from tidepool.serve.stacking import Stacking, weight
 
 INLINE_S = 0.002
 """Runs that are predicted to take longer go to a worker thread."""
@@ -130,7 +130,7 @@ class Batcher:
             rows=rows,
             answer=loop.create_future(),
             size=size,
-            bytes=sum(values.nbytes for values in inputs.values()),
+            bytes=weight(inputs),
             deadline=deadline,
             priority=priority,
             key=key,
@@ -187,8 +187,7 @@ class Batcher:
             for waiting in late:
                 _settle(waiting, try_later("the deadline passed in the queue", self._drain(self._queue.size)))
             self._company = len(batch) + len(late) > 1
-            taken = sum(waiting.size for waiting in batch)
-            self._usual_size += RETURN_WEIGHT * (taken - self._usual_size)
+            self._usual_size += RETURN_WEIGHT * (size - self._usual_size)
             if cheap and batch:
                 self._run_inline(batch, loop)
                 if self._queue:

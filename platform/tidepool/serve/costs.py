@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-KEPT = 15
+KEPT = 31
 """Runs that a bucket remembers."""
 TRUSTED = 3
 """Runs that a bucket needs to make a knot: the first of a new size often allocates and says little."""

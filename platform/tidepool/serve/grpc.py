@@ -55,9 +55,17 @@ MAX_DETAILS = 800
 class Context(Protocol):
     """What `grpc.aio.ServicerContext` and Serve's `RayServegRPCContext` have in common."""
 
-    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]]: ...
-    def set_code(self, code: grpc.StatusCode) -> None: ...
-    def set_details(self, details: str) -> None: ...
+    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]]:
+        """The client's metadata, keys in lower case."""
+        ...
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        """End the call with this status."""
+        ...
+
+    def set_details(self, details: str) -> None:
+        """Say why."""
+        ...
 
 
 Call = Callable[[Any, Any, Context], Awaitable[Any]]

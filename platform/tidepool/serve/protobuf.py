@@ -127,7 +127,7 @@ def _parameter(value: bool | int | float | str) -> pb.InferParameter:
 
 
 def _from_raw(tensor: pb.ModelInferRequest.InferInputTensor, data: bytes) -> npt.NDArray[Any]:
-    if tensor.HasField("contents"):
+    if tensor.contents.ByteSize():
         raise InvalidRequest(
             f"input {tensor.name} has contents although the request has raw_input_contents",
             remedy="send one or the other",

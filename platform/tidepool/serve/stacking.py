@@ -117,3 +117,10 @@ class Stacking:
         for name, axis in pad.outputs.items():
             if name in part:
                 part[name] = part[name][(slice(None),) * axis + (slice(length),)]
+
+
+def weight(tensors: Tensors) -> int:
+    """The bytes that tensors hold."""
+    return sum(
+        sum(map(len, values.reshape(-1))) if values.dtype == np.object_ else values.nbytes for values in tensors.values()
+    )

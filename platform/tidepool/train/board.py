@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 NAMESPACE = "tidepool"
 EVERY_S = 0.1
 """Between two pieces of news, and between two looks at the board."""
+ASK_EVERY_S = 0.05
+"""Between two questions whether to end."""
 PATIENCE_S = 5.0
 """How long Ray may take to notice that the driver that held a run is dead."""
 
@@ -46,6 +48,7 @@ class Board:
         self._news: News | None = None
         self._starts: list[int] = []
         self._failures: list[TrainingError] = []
+        self._noticed = 0
 
     def began(self, step: int) -> None:
         """All workers are up, and go on from `step`."""
@@ -58,6 +61,14 @@ class Board:
     def read(self) -> tuple[News | None, list[int]]:
         """The latest news, and the steps that attempts began at."""
         return self._news, self._starts
+
+    def give_notice(self, segment: int) -> None:
+        """Segments up to this one are to end at their next step boundary."""
+        self._noticed = max(self._noticed, segment)
+
+    def noticed(self, segment: int) -> bool:
+        """Whether a segment is to end; never one of number 0, whose size is fixed."""
+        return 0 < segment <= self._noticed
 
     def failed(self, failure: TrainingError) -> None:
         """A worker raised an error, which Ray Train may answer with another attempt."""
@@ -118,16 +129,54 @@ def teller(board: Any, total: int, clock: Callable[[], float] = time.monotonic) 
     return tell
 
 
+def asker(board: Any, segment: int, clock: Callable[[], float] = time.monotonic) -> Callable[[], bool]:
+    """Whether a segment is to end, as rank 0 asks the board now and then; the answer is that to an earlier question."""
+    import ray
+
+    if segment == 0:
+        return lambda: False
+    asked_at = -ASK_EVERY_S
+    question: Any = None
+
+    def should_yield() -> bool:
+        nonlocal asked_at, question
+        if question is None and clock() - asked_at >= ASK_EVERY_S:
+            asked_at, question = clock(), board.noticed.remote(segment)
+        if question is None or not ray.wait([question], timeout=0)[0]:
+            return False
+        answer, question = ray.get(question), None
+        return bool(answer)
+
+    return should_yield
+
+
 @contextlib.contextmanager
-def relayed(board: Any, total: int, progress: Progress) -> Iterator[None]:
-    """Pass the news on to `progress` while the block runs, and once more at its end."""
+def relayed(
+    board: Any, total: int, progress: Progress, began: Callable[[int], None] = lambda _: None
+) -> Iterator[None]:
+    """Pass the news on to `progress` while the block runs, and once more at its end.
+
+    `began` hears of the step from which the block's workers first go on.
+    """
+    import ray
+
     over = threading.Event()
+    seen: tuple[News | None, list[int]] = ray.get(board.read.remote())
+    first = len(seen[1])
 
     def relay() -> None:
-        seen: tuple[News | None, list[int]] = (None, [])
+        nonlocal seen
         while True:
             last = over.wait(EVERY_S)
-            seen = _pass_on(board, seen, total, progress)
+            news, starts = seen_now = ray.get(board.read.remote())
+            for index in range(len(seen[1]), len(starts)):
+                if index == first:
+                    began(starts[index])
+                else:
+                    log.warning("a worker failed: all go on from step %d", starts[index])
+            if news and news != seen[0]:
+                progress("train", news.step, total, f"loss {news.loss:.4f}, {news.samples_per_s:,.0f} samples/s")
+            seen = seen_now
             if last:
                 return
 
@@ -138,16 +187,3 @@ def relayed(board: Any, total: int, progress: Progress) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-
-
-def _pass_on(
-    board: Any, seen: tuple[News | None, list[int]], total: int, progress: Progress
-) -> tuple[News | None, list[int]]:
-    import ray
-
-    news, starts = ray.get(board.read.remote())
-    for step in starts[max(1, len(seen[1])) :]:
-        log.warning("a worker failed: all go on from step %d", step)
-    if news and news != seen[0]:
-        progress("train", news.step, total, f"loss {news.loss:.4f}, {news.samples_per_s:,.0f} samples/s")
-    return news, starts

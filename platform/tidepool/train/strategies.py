@@ -26,10 +26,17 @@ class Work(Protocol):
 class Group(Protocol):
     """What is asked of a torch process group, or of one of its backends."""
 
-    def rank(self) -> int: ...
-    def size(self) -> int: ...
-    def allreduce(self, tensor: torch.Tensor, /) -> Work: ...
-    def broadcast(self, tensor: torch.Tensor, root: int, /) -> Work: ...
+    def rank(self) -> int:
+        """This worker's number, from 0."""
+
+    def size(self) -> int:
+        """The number of workers."""
+
+    def allreduce(self, tensor: torch.Tensor, /) -> Work:
+        """Make `tensor` the sum of all workers', in place."""
+
+    def broadcast(self, tensor: torch.Tensor, root: int, /) -> Work:
+        """Make `tensor` that of the worker `root`, in place."""
 
 
 class DataParallel:

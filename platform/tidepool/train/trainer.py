@@ -14,6 +14,7 @@ import logging
 import os
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,8 @@ from tidepool.recipe import load_recipe
 from tidepool.spec import Spec
 from tidepool.telemetry.progress import Progress, quiet
 from tidepool.train import sampler, tracking
-from tidepool.train.board import News, claimed, relayed, teller
+from tidepool.train.board import News, asker, claimed, relayed, teller
+from tidepool.train.elastic import Segments, Share
 from tidepool.train.tracking import Run
 
 if TYPE_CHECKING:
@@ -55,8 +57,13 @@ class TrainResult:
     seconds: float
 
 
-def fit(spec: Spec, data: PreparedData, runs: str, progress: Progress = quiet) -> TrainResult:
+def fit(
+    spec: Spec, data: PreparedData, runs: str, progress: Progress = quiet, share: Share | None = None
+) -> TrainResult:
     """Train `spec` on prepared data, from the last checkpoint of an unfinished run of the same spec if there is one.
+
+    With `share` the pool says how many workers it has, between the least and the most of `train.num_workers`; without,
+    they are the most.
 
     Raises:
         TrainingError: workers failed more than `train.max_failures` times or twice for the same reason, or another
@@ -65,7 +72,7 @@ def fit(spec: Spec, data: PreparedData, runs: str, progress: Progress = quiet) -
         StorageError: the run's folder can't be read or written.
     """
     began = time.monotonic()
-    workers, resource = _workers(spec)
+    workers, resource = _workers(spec, elastic=share is not None)
     total = sampler.total_steps(data.rows["train"], spec.train.global_batch_size, spec.train.epochs)
     with claimed(f"train:{spec.name}:{tracking.run_digest(spec)[:16]}") as board:
         run = tracking.begin(runs, spec, data.uri, data.digest)
@@ -75,8 +82,13 @@ def fit(spec: Spec, data: PreparedData, runs: str, progress: Progress = quiet) -
             note = f"resuming {note}, from step {start.step} of {total}"
             log.warning(note)
         progress("train", start.step if start else 0, total, note)
-        with relayed(board, total, progress):
-            metrics = _train(spec, run, board, workers, resource)
+        if share is None:
+            with relayed(board, total, progress):
+                _train(spec, run, board, resource, 0, [None] * workers)
+        else:
+            train = functools.partial(_train, spec, run, board, resource)
+            share(run.run_id, resource, Segments(train, board, run.checkpoints, total, progress))
+        metrics = _metrics(board)
         final = checkpoint.latest(run.checkpoints)
         if final is None or final.step != total:
             seen = f"step {final.step}" if final else "no checkpoint"
@@ -89,9 +101,10 @@ def fit(spec: Spec, data: PreparedData, runs: str, progress: Progress = quiet) -
     return TrainResult(run.run_id, final, final.step, start.step if start else None, metrics, seconds)
 
 
-def _workers(spec: Spec) -> tuple[int, str]:
-    """How many workers, and the resource of which each holds one."""
-    workers, reachable = spec.train.num_workers[1], reachable_resources()
+def _workers(spec: Spec, elastic: bool) -> tuple[int, str]:
+    """How many workers, at least if their number is elastic; and the resource of which each holds one."""
+    least, most = spec.train.num_workers
+    workers, reachable = max(1, least) if elastic else most, reachable_resources()
     resource = accelerator_resource(spec.train.accelerator, reachable)
     if workers < 1:
         raise SpecError("training needs a worker", seen=f"train.num_workers: {workers}", allowed="at least 1")
@@ -105,16 +118,19 @@ def _workers(spec: Spec) -> tuple[int, str]:
     return workers, resource
 
 
-def _train(spec: Spec, run: Run, board: Any, workers: int, resource: str) -> dict[str, float]:
-    """Run the workers to the end; the metrics of the last step."""
+def _train(spec: Spec, run: Run, board: Any, resource: str, segment: int, nodes: Sequence[str | None]) -> None:
+    """Run the workers, one on each of the nodes (None: on any), to the end or until the segment is to end."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     trainer = TorchTrainer(
-        functools.partial(_work, spec, run, board, resource),
+        functools.partial(_work, spec, run, board, resource, segment),
         scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=resource == "GPU", resources_per_worker={resource: 1}
+            num_workers=len(nodes),
+            use_gpu=resource == "GPU",
+            resources_per_worker={resource: 1},
+            label_selector=[{"ray.io/node-id": node} for node in nodes if node] or None,
         ),
         # For workers to find one another: on real GPUs they go on to NCCL. Ray would choose it for logical ones too.
         torch_config=TorchConfig(backend="gloo"),
@@ -130,11 +146,17 @@ def _train(spec: Spec, run: Run, board: Any, workers: int, resource: str) -> dic
         raise _outcome(spec, error, ray.get(board.failure.remote())) from error
     if repeated := ray.get(board.repeated.remote()):
         raise repeated
+
+
+def _metrics(board: Any) -> dict[str, float]:
+    """Those of the last step."""
+    import ray
+
     news, _ = ray.get(board.read.remote())
     return {"loss": news.loss, "samples_per_s": news.samples_per_s}
 
 
-def _work(spec: Spec, run: Run, board: Any, resource: str) -> None:
+def _work(spec: Spec, run: Run, board: Any, resource: str, segment: int) -> None:
     """What runs in every train worker."""
     import ray
 
@@ -142,13 +164,14 @@ def _work(spec: Spec, run: Run, board: Any, resource: str) -> None:
 
     group, device = _group_and_device(resource)
     # Rank 0's answer counts for all: had they different ones, some would wait for the others for ever.
-    if from_first({"give up": ray.get(board.repeated.remote()) is not None}, group, device)["give up"]:
+    repeated, noticed = ray.get([board.repeated.remote(), board.noticed.remote(segment)])
+    if from_first({"give up": repeated is not None or noticed}, group, device)["give up"]:
         return
     trainee = None
     try:
         trainee = _trainee(spec, run, group, device)
         _resume(trainee, group, run, board)
-        _go_through(trainee, spec, run, board)
+        _go_through(trainee, spec, run, board, segment)
     except Exception as error:
         step, rank = trainee.number if trainee else 0, group.rank() if group else 0
         ray.get(board.failed.remote(_failure(f"training of {spec.name} failed in worker {rank}, step {step}", error)))
@@ -191,8 +214,8 @@ def _resume(trainee: Trainee, group: Group | None, run: Run, board: Any) -> None
     trainee.synchronise(group)
 
 
-def _go_through(trainee: Trainee, spec: Spec, run: Run, board: Any) -> None:
-    """The steps that are left, with a checkpoint of rank 0's now and then and at the end."""
+def _go_through(trainee: Trainee, spec: Spec, run: Run, board: Any, segment: int) -> None:
+    """The steps that are left, or those until the segment is to end; a checkpoint of rank 0's now and then and last."""
     import ray.train
 
     from tidepool.train import loop
@@ -204,7 +227,8 @@ def _go_through(trainee: Trainee, spec: Spec, run: Run, board: Any) -> None:
         ray.train.report({"step": step.number, "loss": step.loss})
 
     tell = teller(board, trainee.total_steps)
-    loop.run(trainee, save=save, tell=tell, checkpoint_every_s=spec.train.checkpoint_every_s)
+    every_s = spec.train.checkpoint_every_s
+    loop.run(trainee, save=save, tell=tell, should_yield=asker(board, segment), checkpoint_every_s=every_s)
 
 
 def _outcome(spec: Spec, error: Exception, raised: TrainingError | None) -> TrainingError:

@@ -10,6 +10,7 @@ import httpx
 
 from tidepool.conformance import rest, tensors
 from tidepool.conformance.case import Failed, Level, Skipped, Table, Transport, require
+from tidepool.conformance.cases.documents import half
 from tidepool.conformance.messages import Refused, Request, Response
 from tidepool.conformance.session import Session
 from tidepool.conformance.tensors import alike
@@ -30,7 +31,7 @@ def raw_output(session: Session) -> None:
     request = replace(session.request(), outputs=tuple(spec.name for spec in session.metadata.outputs))
     for wanted in request.outputs:
         outputs = [{"name": name, "parameters": {"binary_data": name == wanted}} for name in request.outputs]
-        response = _post(session, request, raw_inputs=_half(session), outputs=outputs)
+        response = _post(session, request, raw_inputs=half(session), outputs=outputs)
         require(_raw_names(response) == {wanted}, f"{wanted} was wanted raw, raw came", _raw_names(response))
         _agrees(session, response)
 
@@ -38,7 +39,7 @@ def raw_output(session: Session) -> None:
 @rule("binary.output-all", Level.EXTENSION, SECTION, "binary_data_output on the request makes every output raw")
 def raw_outputs(session: Session) -> None:
     parameters = {"binary_data_output": True}
-    response = _post(session, session.request(), raw_inputs=_half(session), parameters=parameters)
+    response = _post(session, session.request(), raw_inputs=half(session), parameters=parameters)
     names = {spec.name for spec in session.metadata.outputs}
     require(_raw_names(response) == names, f"raw were wanted {names}, raw came", _raw_names(response))
     _agrees(session, response)
@@ -52,7 +53,7 @@ def override(session: Session) -> None:
     request = replace(session.request(), outputs=(spec.name,))
     outputs = [{"name": spec.name, "parameters": {"binary_data": False}}]
     parameters = {"binary_data_output": True}
-    response = _post(session, request, raw_inputs=_half(session), outputs=outputs, parameters=parameters)
+    response = _post(session, request, raw_inputs=half(session), outputs=outputs, parameters=parameters)
     require(_raw_names(response) == set(), "an output came raw against binary_data: false", _raw_names(response))
 
 
@@ -73,7 +74,7 @@ def mixed(session: Session) -> None:
 @rule("binary.content-type", Level.EXTENSION, SECTION, "an answer with raw tensors is application/octet-stream")
 def content_type(session: Session) -> None:
     parameters = {"binary_data_output": True}
-    response = _post(session, session.request(), raw_inputs=_half(session), parameters=parameters)
+    response = _post(session, session.request(), raw_inputs=half(session), parameters=parameters)
     kind = rest.accepted(response).headers.get("content-type", "none")
     require(kind.startswith("application/octet-stream"), "an answer with raw tensors has content type", kind)
 
@@ -127,10 +128,6 @@ def elements(session: Session) -> None:
 def _advertised(session: Session) -> None:
     session.need_extension("binary_tensor_data")
     _ = session.baseline
-
-
-def _half(session: Session) -> bool:
-    return any(spec.datatype == "FP16" for spec in session.metadata.inputs)
 
 
 def _post(session: Session, request: Request, *, raw_inputs: bool, **members: Any) -> httpx.Response:

@@ -1,150 +1,21 @@
-"""JSON and HTTP: rules that REST alone has."""
+"""HTTP: methods, statuses, encodings. Rules that REST alone has."""
 
 from __future__ import annotations
 
 import gzip
 import http.client
-import json
-import math
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
 from urllib.parse import urlsplit
 
-from tidepool.conformance import rest, tensors
+from tidepool.conformance import rest
 from tidepool.conformance.case import Failed, Level, Skipped, Table, Transport, require
+from tidepool.conformance.cases.documents import half, refused, same
 from tidepool.conformance.cases.health import UNKNOWN
-from tidepool.conformance.messages import Refused, Response
+from tidepool.conformance.messages import Refused
 from tidepool.conformance.session import Session
-from tidepool.conformance.tensors import FLOATS, INTEGERS, alike
 
 rule = Table((Transport.REST,))
-
-
-@rule("json.nested", Level.MUST, "Tensor Data", "data may be nested along the shape, or flat; both mean the same")
-def nested(session: Session) -> None:
-    session.need_json()
-    request = session.request(rows=2 if session.batched else 1)
-    document = rest.inference_document(request)
-    for head, tensor in zip(document["inputs"], request.inputs, strict=True):
-        values = rest.json_values(tensor)
-        head["data"] = tensors.nested(tensors.Tensor(tensor.name, tensor.datatype, tensor.shape, values))
-    _same(session.infer(request), _infer(session, document), "nesting changes")
-
-
-@rule("json.content-type", Level.SHOULD, "Inference", "JSON answers say that they are application/json")
-def content_type(session: Session) -> None:
-    session.need_json()
-    body, _ = rest.encode(session.request())
-    answer, error = session.rest.post_infer(session.request(), body), session.rest.post_infer(session.request(), b"{")
-    for response, what in ((answer, "an answer"), (error, "an error")):
-        kind = response.headers.get("content-type", "none")
-        require(kind.startswith("application/json"), f"{what} has content type", kind)
-
-
-@rule("json.untyped", Level.SHOULD, "HTTP", "a body without a content type is taken as JSON")
-def untyped(session: Session) -> None:
-    session.need_json()
-    body, _ = rest.encode(session.request())
-    path = f"{rest.model_path(session.model)}/infer"
-    _same(session.baseline, rest.decode(session.rest.send("POST", path, content=body)), "no content type changes")
-
-
-@rule("json.null-optional", Level.SHOULD, "Inference", "an optional member that is null counts as absent")
-def null_optional(session: Session) -> None:
-    session.need_json()
-    document = rest.inference_document(session.request()) | {"id": None, "outputs": None}
-    _same(session.baseline, _infer(session, document), "a null member changes")
-
-
-@rule("json.unknown-member", Level.SHOULD, "Inference", "a member that the protocol doesn't know does no harm")
-def unknown_member(session: Session) -> None:
-    session.need_json()
-    document = rest.inference_document(session.request()) | {"model_name": session.model, "x-unknown": {"a": [1]}}
-    _same(session.baseline, _infer(session, document), "an unknown member changes")
-
-
-@rule("json.broken", Level.MUST, "Inference", "a body that isn't a JSON object with inputs is refused")
-def broken(session: Session) -> None:
-    body, _ = rest.encode(session.request(), raw_inputs=_half(session))
-    bodies = {
-        "an empty body": b"",
-        "cut off JSON": body[: len(body) // 2],
-        "a list": b"[]",
-        "a number": b"3",
-        "an object without inputs": b"{}",
-        "inputs that are an object": b'{"inputs": {}}',
-        "inputs that are numbers": b'{"inputs": [3]}',
-        "bytes that are no text": b"\xff\xfe\x00",
-    }
-    for what, content in bodies.items():
-        _refused(session, content, what)
-
-
-def _half(session: Session) -> bool:
-    return any(spec.datatype == "FP16" for spec in session.metadata.inputs)
-
-
-@rule("json.incomplete-input", Level.MUST, "Inference", "an input without name, shape, datatype or data is refused")
-def incomplete_input(session: Session) -> None:
-    session.need_json()
-    for member in ("name", "shape", "datatype", "data"):
-        document = rest.inference_document(session.request())
-        del document["inputs"][0][member]
-        _refused(session, json.dumps(document).encode(), f"an input without {member}")
-
-
-@rule("json.ragged", Level.MUST, "Tensor Data", "nested data that isn't a rectangle is refused")
-def ragged(session: Session) -> None:
-    session.need_json()
-    document = rest.inference_document(session.request())
-    first = document["inputs"][0]
-    first["data"] = [[*first["data"], first["data"][0]], []]
-    _refused(session, json.dumps(document).encode(), "ragged data")
-
-
-@rule("json.nan", Level.SHOULD, "RFC 8259", "NaN and Infinity are not JSON")
-def nan(session: Session) -> None:
-    for value in (math.nan, math.inf):
-        document = _with_first_value(session, FLOATS[1:], value)
-        _refused(session, json.dumps(document).encode(), str(value))
-
-
-@rule("json.range", Level.SHOULD, "Tensor Data Types", "an integer out of its datatype's range is refused, not wrapped")
-def integer_range(session: Session) -> None:
-    for value in (2**70, -(2**70)):
-        _refused(session, json.dumps(_with_first_value(session, INTEGERS, value)).encode(), str(value))
-
-
-@rule("json.fraction", Level.SHOULD, "Tensor Data Types", "a fraction for an integer is refused, not rounded")
-def fraction(session: Session) -> None:
-    _refused(session, json.dumps(_with_first_value(session, INTEGERS, 0.5)).encode(), "0.5 for an integer")
-
-
-@rule(
-    "json.kind",
-    Level.SHOULD,
-    "Tensor Data",
-    "an element of another kind (text, null, an object for a number) is refused, or coerced, but no failure",
-)
-def kind(session: Session) -> None:
-    for value in ("a", None, {"a": 1}):
-        document = _with_first_value(session, (*FLOATS[1:], *INTEGERS), value)
-        try:
-            _infer(session, document)
-        except Refused as refused:
-            require(refused.blames_client, f"{value!r} for a number made the server fail", refused.status)
-
-
-def _with_first_value(session: Session, datatypes: tuple[str, ...], value: Any) -> dict[str, Any]:
-    """A request in which the first element of the first input of such a datatype is `value`."""
-    session.need_json()
-    document = rest.inference_document(session.request())
-    for head in document["inputs"]:
-        if head["datatype"] in datatypes:
-            head["data"][0] = value
-            return document
-    raise Skipped(f"no input is {' or '.join(datatypes)}")
 
 
 @rule("http.error-shape", Level.MUST, "Errors", 'every error is {"error": "<text>"} with a status of 400 or more')
@@ -156,8 +27,8 @@ def error_shape(session: Session) -> None:
     for path, response in answers.items():
         try:
             rest.accepted(response)
-        except Refused as refused:
-            require(refused.well_formed, f"the error of {path} is out of form", f"{refused.status} {refused.message}")
+        except Refused as error:
+            require(error.well_formed, f"the error of {path} is out of form", f"{error.status} {error.message}")
         else:
             raise Failed(f"{path} is answered with 200")
 
@@ -189,7 +60,7 @@ def chunked(session: Session) -> None:
 
     path = f"{rest.model_path(session.model)}/infer"
     response = session.rest.send("POST", path, content=pieces(), headers={"Content-Type": "application/json"})
-    _same(session.baseline, rest.decode(response), "chunks change")
+    same(session.baseline, rest.decode(response), "chunks change")
 
 
 @rule("http.keep-alive", Level.SHOULD, "RFC 9112, 9.3", "a connection is still good after a refusal")
@@ -225,9 +96,9 @@ def deflated(session: Session) -> None:
 
 @rule("http.broken-gzip", Level.EXTENSION, "RFC 9110, 8.4", "a body that isn't in its announced encoding is refused")
 def broken_gzip(session: Session) -> None:
-    body, _ = rest.encode(session.request(), raw_inputs=_half(session))
+    body, _ = rest.encode(session.request(), raw_inputs=half(session))
     for what, content in {"no gzip": body, "cut off gzip": gzip.compress(body)[:-12]}.items():
-        _refused(session, content, what, {"Content-Encoding": "gzip"})
+        refused(session, content, what, {"Content-Encoding": "gzip"})
 
 
 def _compressed(session: Session, encoding: str, compress: Callable[[bytes], bytes]) -> None:
@@ -237,7 +108,7 @@ def _compressed(session: Session, encoding: str, compress: Callable[[bytes], byt
     response = session.rest.post_infer(session.request(), compress(body), headers=headers)
     if response.status_code == 415:
         raise Skipped(f"the server says that it doesn't take {encoding}")
-    _same(session.baseline, rest.decode(response), f"{encoding} changes")
+    same(session.baseline, rest.decode(response), f"{encoding} changes")
 
 
 @rule(
@@ -253,25 +124,3 @@ def index(session: Session) -> None:
     require(isinstance(models, list), "the index is not a list", models)
     states = {model.get("name"): model.get("state") for model in models}
     require(states.get(session.model) == "READY", f"{session.model} is not listed as READY", states)
-
-
-def _infer(session: Session, document: dict[str, Any]) -> Response:
-    _ = session.baseline
-    return rest.decode(session.rest.post_infer(session.request(), json.dumps(document).encode()))
-
-
-def _refused(session: Session, body: bytes, what: str, headers: dict[str, str] | None = None) -> None:
-    """Check that a body is refused, by a status that blames it."""
-    _ = session.baseline
-    try:
-        rest.decode(session.rest.post_infer(session.request(), body, headers=headers))
-    except Refused as refused:
-        require(refused.blames_client, f"{what} made the server fail", f"{refused.status} {refused.message}")
-        return
-    raise Failed(f"{what} was answered as if nothing were wrong")
-
-
-def _same(one: Response, other: Response, what: str) -> None:
-    pairs = zip(one.outputs, other.outputs, strict=False)
-    same = len(one.outputs) == len(other.outputs) and all(alike(a.values, b.values) for a, b in pairs)
-    require(same, f"{what} the answer", [tensor.values for tensor in other.outputs])

@@ -45,9 +45,18 @@ def _shape_fits(spec: Spec, tensor: Tensor) -> bool:
 
 @rule("infer.id", Level.MUST, "Inference", "the id of a request comes back in its answer")
 def id_(session: Session) -> None:
-    for sent in ("42", "a b/c?", "Gezeiten ≈ 潮"):
-        seen = session.infer(replace(session.request(), id=sent)).id
-        require(seen == sent, f"id {sent!r} came back as", seen)
+    _comes_back(session, "42")
+
+
+@rule("infer.id-text", Level.SHOULD, "Inference", "so does an id with spaces, signs and letters beyond ASCII")
+def id_text(session: Session) -> None:
+    _comes_back(session, "a b/c?")
+    _comes_back(session, "Gezeiten ≈ 潮")
+
+
+def _comes_back(session: Session, id_: str) -> None:
+    seen = session.infer(replace(session.request(), id=id_)).id
+    require(seen == id_, f"id {id_!r} came back as", seen)
 
 
 @rule("infer.version", Level.MUST, "Inference", "a request to a listed version is answered by that version")

@@ -1,0 +1,71 @@
+"""Serve's demand for accelerators, told to the pool before Serve's own delays.
+
+Serve calls the policy on every turn of its control loop, inside its controller: it may neither block there nor fail.
+So a thread of its own carries the wish to the pool's coordinator, the newest one only; if that doesn't answer, Serve
+scales as it would without a pool. The class travels to the controller by value, so it uses nothing of tidepool there.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray.serve.config import AutoscalingContext
+
+log = logging.getLogger("ray.serve")
+
+COORDINATOR, NAMESPACE = "tidepool-pool", "tidepool"
+REPEAT_S = 2.0
+"""A wish that stays the same is told again so often, for a coordinator that has restarted."""
+
+
+class PoolPolicy:
+    """Ray's own policy by queue lengths, which also tells the pool what it wishes."""
+
+    def __init__(self, accelerator: str, per_replica: float, priority: int = 0, slo_p99_ms: float = 100.0) -> None:
+        """`per_replica`: how much of the resource `accelerator` a replica takes."""
+        self._accelerator = accelerator
+        self._facts = {"per_replica": per_replica, "priority": priority, "slo_p99_ms": slo_p99_ms}
+        self._wish: dict[str, Any] | None = None
+        self._told: dict[str, Any] | None = None
+        self._wake = threading.Event()
+        threading.Thread(target=self._tell, daemon=True).start()
+
+    def __call__(self, context: AutoscalingContext) -> tuple[int | float, dict[str, Any]]:
+        """The replicas that the queues call for; Serve applies bounds and delays afterwards."""
+        from math import ceil
+
+        from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
+
+        desired, state = replica_queue_length_autoscaling_policy(context)
+        least, most = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
+        self._wish = {
+            "name": context.app_name,
+            "wanted": min(max(ceil(desired), least), most),
+            "min_replicas": least,
+            "max_replicas": most,
+            **self._facts,
+        }
+        if self._wish != self._told:
+            self._wake.set()
+        return desired, state
+
+    def _tell(self) -> None:
+        import ray
+
+        while True:
+            self._wake.wait(REPEAT_S)
+            self._wake.clear()
+            wish = self._wish
+            if wish is None:
+                continue
+            try:
+                coordinator = ray.get_actor(COORDINATOR, namespace=NAMESPACE)
+                coordinator.want.remote(self._accelerator, **wish)
+                self._told = wish
+            except Exception as error:  # no coordinator, or a cluster that is going down
+                log.debug("the pool wasn't told what %s needs: %s", wish["name"], error)
+                time.sleep(REPEAT_S / 4)

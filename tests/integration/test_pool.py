@@ -1,0 +1,239 @@
+"""Training and serving on four logical accelerators of a real Ray: the gap in stock Ray, and the pool that closes it.
+
+The scenario runs in a process of its own, on a cluster of its own, and prints what it measured; the tests judge that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tidepool.recipes.digits import Digits
+from tidepool.spec import Spec, load_spec
+
+DIGITS = Path(__file__).parents[2] / "deployments/digits/spec.yaml"
+STEPS_PER_EPOCH = 23
+EPOCHS = 40
+
+
+class PacedDigits(Digits):
+    """Digits whose steps take a while."""
+
+    def __init__(self, step_s: float = 0.0) -> None:
+        super().__init__()
+        self.step_s = step_s
+
+    def loss(self, predictions: tuple[torch.Tensor, ...], target: torch.Tensor) -> torch.Tensor:
+        time.sleep(self.step_s)
+        return super().loss(predictions, target)
+
+
+def spec_of(workers: str, epochs: int, step_s: float) -> Spec:
+    return load_spec(
+        DIGITS,
+        [
+            "recipe=test_pool:PacedDigits",
+            f"params={{step_s: {step_s}}}",
+            f"train.num_workers={workers}",
+            "train.accelerator=slot",
+            f"train.epochs={epochs}",
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    home = tmp_path_factory.mktemp("pool")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parent),
+        "TIDEPOOL_HOME": str(home),
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        "RAY_AUTH_MODE": "disabled",
+    }
+    script = subprocess.run(
+        [sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert script.returncode == 0, script.stdout[-2000:] + script.stderr[-6000:]
+    facts: dict[str, Any] = json.loads(script.stdout.splitlines()[-1])
+    print(facts)
+    return facts
+
+
+def test_in_stock_ray_a_replica_waits_until_training_is_over(measured: dict[str, Any]) -> None:
+    assert measured["stock"]["placed while training"] is False
+    assert measured["stock"]["placed afterwards"] is True
+
+
+def test_with_the_pool_replicas_are_placed_within_two_seconds(measured: dict[str, Any]) -> None:
+    assert measured["serving got 2 of 4 after"] < 2
+    assert measured["serving got the rest after"] < 2
+
+
+def test_training_goes_on_with_what_is_left_and_parks_at_zero(measured: dict[str, Any]) -> None:
+    assert measured["sizes"] == [4, 2, 0, 4]
+    assert measured["steps while parked"] == 0
+
+
+def test_no_step_is_lost_and_the_weights_are_those_of_an_undisturbed_run(measured: dict[str, Any]) -> None:
+    assert measured["steps"] == EPOCHS * STEPS_PER_EPOCH
+    assert measured["steps redone"] == 0
+    assert measured["largest difference"] < 1e-5
+
+
+def test_the_ledger_has_every_move(measured: dict[str, Any]) -> None:
+    moves = measured["ledger"]
+    assert [kind for kind, _ in moves if kind != "grant"] == ["resume", "shrink", "park", "resume"]
+    assert [kind for kind, _ in moves].count("grant") == 4
+    assert {phase for _, phase in moves} == {"done"}
+
+
+# What follows runs in the scenario's process.
+
+
+class Scenario:
+    """A driver on a cluster of its own, with training in a thread."""
+
+    def __init__(self, folder: Path) -> None:
+        import ray
+
+        from tidepool.data.preprocess import prepare
+
+        ray.init(address="local", num_cpus=6, resources={"slot": 4}, include_dashboard=False, log_to_driver=False)
+        spec = spec_of("4", 1, 0.0)
+        self.folder = folder
+        self.data = prepare(spec, PacedDigits(), str(folder / "data"))
+        self.step = 0
+        # To Ray and to the pool it looks as Serve's replicas do.
+        replica = type("ServeReplica:wave:Model", (), {"ping": lambda self: True})
+        self.replica = ray.remote(resources={"slot": 1}, num_cpus=0)(replica)
+
+    def train(self, spec: Spec, share: Any = None) -> tuple[threading.Thread, list[Any]]:
+        from tidepool.train.trainer import fit
+
+        results: list[Any] = []
+
+        def progress(step: str, done: float, total: float, note: str = "") -> None:
+            self.step = int(done)
+
+        def run() -> None:
+            results.append(fit(spec, self.data, str(self.folder / "runs"), progress, share))
+
+        thread = threading.Thread(target=run)
+        self.step = 0
+        thread.start()
+        return thread, results
+
+    def stock(self) -> dict[str, bool]:
+        """Training has all accelerators, and one replica is asked for."""
+        import ray
+
+        thread, _ = self.train(spec_of("4", 4, 0.03))
+        self.until(lambda: self.step > 0)
+        ping = self.replica.remote().ping.remote()
+        thread.join()
+        before, _ = ray.wait([ping], timeout=0)
+        after, _ = ray.wait([ping], timeout=20)
+        return {"placed while training": bool(before), "placed afterwards": bool(after)}
+
+    def pooled(self) -> dict[str, Any]:
+        """Waves of two and four replicas while training has what is left."""
+        import ray
+
+        from tidepool import checkpoint
+        from tidepool.pool import coordinator
+        from tidepool.pool.ledger import read, totals
+        from tidepool.pool.policy import PolicySpec
+        from tidepool.settings import Settings
+
+        desk = coordinator.start(Settings(), PolicySpec(hold_s=0.5))
+        spec = spec_of("[0, 4]", EPOCHS, 0.03)
+        thread, results = self.train(spec, coordinator.sharing(spec))
+
+        def run() -> Any:
+            return next((run for (pool,) in [ray.get(desk.view.remote())] for run in pool.runs), None)
+
+        def size_is(size: int, state: str) -> bool:
+            found = run() if ray.get(desk.view.remote()) else None
+            return found is not None and (sum(found.workers.values()), found.state) == (size, state)
+
+        def wave(replicas: list[Any]) -> float:
+            began = time.monotonic()
+            desk.want.remote("slot", name="wave", wanted=len(replicas) + 2)
+            replicas += [self.replica.remote() for _ in range(2)]
+            ray.get([replica.ping.remote() for replica in replicas])
+            return time.monotonic() - began
+
+        facts: dict[str, Any] = {"sizes": []}
+
+        def settled(size: int, state: str = "running") -> None:
+            self.until(lambda: size_is(size, state))
+            facts["sizes"].append(size)
+
+        replicas: list[Any] = []
+        settled(4)
+        self.further(20)
+        facts["serving got 2 of 4 after"] = wave(replicas)
+        settled(2)
+        self.further(20)
+        facts["serving got the rest after"] = wave(replicas)
+        settled(0, "parked")
+        parked_at = self.step
+        time.sleep(1.0)
+        facts["steps while parked"] = self.step - parked_at
+        for replica in replicas:
+            ray.kill(replica)
+        began = time.monotonic()
+        desk.want.remote("slot", name="wave", wanted=0)
+        settled(4)
+        facts["training again after"] = time.monotonic() - began
+        thread.join()
+        (result,) = results
+        entries = read(coordinator.ledger_path(Settings()))
+        sums = totals(entries)
+        facts |= {
+            "steps": result.step,
+            "steps redone": sums.steps_redone,
+            "release_s": sums.release_s,
+            "pauses": [entry.pause_s for entry in entries if entry.pause_s],
+            "ledger": [(entry.kind, entry.phase) for entry in entries],
+            "why": [entry.why for entry in entries],
+            "largest difference": self.difference(checkpoint.load(result.checkpoint.uri).weights, result.step),
+        }
+        return facts
+
+    def difference(self, weights: dict[str, torch.Tensor], steps: int) -> float:
+        """From the weights of one undisturbed worker, relative to the largest of each tensor."""
+        from tidepool.train.loop import Trainee
+
+        torch.set_num_threads(1)
+        trainee = Trainee(PacedDigits(), spec_of("1", EPOCHS, 0.0).train, self.data.load("train"))
+        for _ in range(steps):
+            trainee.step()
+        alone = trainee.state().weights
+        return max(float((weights[name] - alone[name]).abs().max() / alone[name].abs().max()) for name in alone)
+
+    def further(self, steps: int) -> None:
+        goal = self.step + steps
+        self.until(lambda: self.step >= goal)
+
+    def until(self, true: Callable[[], bool], deadline_s: float = 60.0) -> None:
+        end = time.monotonic() + deadline_s
+        while not true():
+            assert time.monotonic() < end, f"step {self.step}"
+            time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    scenario = Scenario(Path(os.environ["TIDEPOOL_HOME"]))
+    print(json.dumps({"stock": scenario.stock(), **scenario.pooled()}))

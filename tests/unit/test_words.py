@@ -1,0 +1,59 @@
+"""Words are those of `str.split`, counted exactly, whatever their length and bytes."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tidepool.data.words import SHORT, count_words
+
+
+def counted(lines: list[str]) -> dict[str, int]:
+    """Word to count; fails if a word is there twice."""
+    table = count_words(pa.table({"text": pa.array(lines, pa.string())}))
+    assert table.schema == pa.schema({"word": pa.string(), "count": pa.int64()})
+    words = table["word"].to_pylist()
+    assert len(set(words)) == len(words)
+    return dict(zip(words, table["count"].to_pylist(), strict=True))
+
+
+def expected(lines: list[str]) -> Counter[str]:
+    """The same with the standard library."""
+    return Counter(word for line in lines for word in line.split())
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(alphabet=st.characters(codec="utf-8") | st.sampled_from(" \t\u2003\u0085\x1c"))))
+def test_words_are_those_of_str_split(lines: list[str]) -> None:
+    assert counted(lines) == expected(lines)
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(alphabet="a\0 ", min_size=SHORT - 2, max_size=SHORT + 2)))
+def test_words_of_zero_bytes_and_around_the_packed_length_are_told_apart(lines: list[str]) -> None:
+    assert counted(lines) == expected(lines)
+
+
+@pytest.mark.parametrize("length", range(SHORT - 1, SHORT + 3))
+def test_the_last_word_of_a_block_is_whole(length: int) -> None:
+    assert counted(["x " + "ab" * length]) == {"x": 1, "ab" * length: 1}
+
+
+def test_every_white_space_character_of_python_parts_words() -> None:
+    spaces = [chr(i) for i in range(sys.maxunicode + 1) if chr(i).isspace()]
+    assert counted([f"left{space}right" for space in spaces]) == {"left": len(spaces), "right": len(spaces)}
+
+
+def test_a_part_of_a_larger_table_is_counted_alone() -> None:
+    table = pa.table({"text": ["before", "tide pool tide", "after"]}).slice(1, 1)
+    assert sorted(zip(*count_words(table).to_pydict().values(), strict=True)) == [("pool", 1), ("tide", 2)]
+
+
+@pytest.mark.parametrize("lines", [[], [""], [" \t "]])
+def test_text_without_words_has_no_counts(lines: list[str]) -> None:
+    assert counted(lines) == {}
