@@ -7,6 +7,7 @@ with the columns `word` and `count`, the most frequent word first, equally frequ
 from __future__ import annotations
 
 import argparse
+import logging
 
 import pyarrow as pa
 import ray
@@ -29,7 +30,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     text = pieces(arguments.input, format="text")
-    ray.init(log_to_driver=False)
+    ray.init(log_to_driver=False, logging_level=logging.WARNING)
     # no combine: count_words leaves each word once per piece already
     counts = map_reduce(text, map=count_words, reduce=sum_by_key, progress=LineProgress())
     counts = counts.sort_by([("count", "descending"), ("word", "ascending")])

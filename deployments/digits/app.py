@@ -1,4 +1,4 @@
-"""The digits application, for `serve deploy deployments/digits/serve.yaml` and `serve run deployments.digits.app:app`."""
+"""The digits application, for `serve deploy deployments/digits/serve.yaml`."""
 
 from pathlib import Path
 

@@ -5,6 +5,7 @@ The scenario runs in a process of its own, on a cluster of its own, and prints w
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -23,7 +24,7 @@ from tidepool.spec import Spec, load_spec
 
 DIGITS = Path(__file__).parents[2] / "deployments/digits/spec.yaml"
 STEPS_PER_EPOCH = 23
-EPOCHS = 40
+EPOCHS = 20
 
 
 class PacedDigits(Digits):
@@ -34,8 +35,12 @@ class PacedDigits(Digits):
         self.step_s = step_s
 
     def loss(self, predictions: tuple[torch.Tensor, ...], target: torch.Tensor) -> torch.Tensor:
-        time.sleep(self.step_s)
+        slow_down(self.step_s)
         return super().loss(predictions, target)
+
+
+def slow_down(seconds: float) -> None:
+    time.sleep(seconds)
 
 
 def spec_of(workers: str, epochs: int, step_s: float) -> Spec:
@@ -62,7 +67,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "RAY_AUTH_MODE": "disabled",
     }
     script = subprocess.run(
-        [sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=280, check=False
     )
     assert script.returncode == 0, script.stdout[-2000:] + script.stderr[-6000:]
     facts: dict[str, Any] = json.loads(script.stdout.splitlines()[-1])
@@ -75,9 +80,11 @@ def test_in_stock_ray_a_replica_waits_until_training_is_over(measured: dict[str,
     assert measured["stock"]["placed afterwards"] is True
 
 
-def test_with_the_pool_replicas_are_placed_within_two_seconds(measured: dict[str, Any]) -> None:
-    assert measured["serving got 2 of 4 after"] < 2
-    assert measured["serving got the rest after"] < 2
+def test_with_the_pool_training_yields_within_two_seconds_and_replicas_are_placed(measured: dict[str, Any]) -> None:
+    assert len(measured["release_s"]) == 2
+    assert max(measured["release_s"]) < 2
+    assert measured["serving got 2 of 4 after"] < 5  # with the start of two processes on a busy machine
+    assert measured["serving got the rest after"] < 5
 
 
 def test_training_goes_on_with_what_is_left_and_parks_at_zero(measured: dict[str, Any]) -> None:
@@ -98,7 +105,17 @@ def test_the_ledger_has_every_move(measured: dict[str, Any]) -> None:
     assert {phase for _, phase in moves} == {"done"}
 
 
+def test_serve_tells_the_pool_what_it_wishes_before_it_has_it(measured: dict[str, Any]) -> None:
+    assert measured["wished"] == {"wanted": 3, "min_replicas": 1, "max_replicas": 3}
+    assert measured["replicas"] == 3
+
+
 # What follows runs in the scenario's process.
+
+
+async def slow_answer() -> str:
+    await asyncio.sleep(0.2)
+    return "done"
 
 
 class Scenario:
@@ -117,6 +134,8 @@ class Scenario:
         # To Ray and to the pool it looks as Serve's replicas do.
         replica = type("ServeReplica:wave:Model", (), {"ping": lambda self: True})
         self.replica = ray.remote(resources={"slot": 1}, num_cpus=0)(replica)
+        self.replicas: list[Any] = []
+        self.coordinator: Any = None
 
     def train(self, spec: Spec, share: Any = None) -> tuple[threading.Thread, list[Any]]:
         from tidepool.train.trainer import fit
@@ -139,7 +158,7 @@ class Scenario:
         import ray
 
         thread, _ = self.train(spec_of("4", 4, 0.03))
-        self.until(lambda: self.step > 0)
+        self.wait_until(lambda: self.step > 0)
         ping = self.replica.remote().ping.remote()
         thread.join()
         before, _ = ray.wait([ping], timeout=0)
@@ -150,58 +169,96 @@ class Scenario:
         """Waves of two and four replicas while training has what is left."""
         import ray
 
-        from tidepool import checkpoint
         from tidepool.pool import coordinator
-        from tidepool.pool.ledger import read, totals
         from tidepool.pool.policy import PolicySpec
         from tidepool.settings import Settings
 
-        desk = coordinator.start(Settings(), PolicySpec(hold_s=0.5))
+        self.coordinator = coordinator.start(Settings(), PolicySpec(hold_s=0.5))
         spec = spec_of("[0, 4]", EPOCHS, 0.03)
         thread, results = self.train(spec, coordinator.sharing(spec))
-
-        def run() -> Any:
-            return next((run for (pool,) in [ray.get(desk.view.remote())] for run in pool.runs), None)
-
-        def size_is(size: int, state: str) -> bool:
-            found = run() if ray.get(desk.view.remote()) else None
-            return found is not None and (sum(found.workers.values()), found.state) == (size, state)
-
-        def wave(replicas: list[Any]) -> float:
-            began = time.monotonic()
-            desk.want.remote("slot", name="wave", wanted=len(replicas) + 2)
-            replicas += [self.replica.remote() for _ in range(2)]
-            ray.get([replica.ping.remote() for replica in replicas])
-            return time.monotonic() - began
-
-        facts: dict[str, Any] = {"sizes": []}
-
-        def settled(size: int, state: str = "running") -> None:
-            self.until(lambda: size_is(size, state))
-            facts["sizes"].append(size)
-
-        replicas: list[Any] = []
-        settled(4)
+        facts: dict[str, Any] = {"sizes": [self.settled(4)]}
         self.further(20)
-        facts["serving got 2 of 4 after"] = wave(replicas)
-        settled(2)
+        facts["serving got 2 of 4 after"] = self.wave()
+        facts["sizes"].append(self.settled(2))
         self.further(20)
-        facts["serving got the rest after"] = wave(replicas)
-        settled(0, "parked")
-        parked_at = self.step
-        time.sleep(1.0)
+        facts["serving got the rest after"] = self.wave()
+        facts["sizes"].append(self.settled(0, "parked"))
+        parked_at, deadline = self.step, time.monotonic() + 1
+        self.wait_until(lambda: time.monotonic() > deadline)
         facts["steps while parked"] = self.step - parked_at
-        for replica in replicas:
+        for replica in self.replicas:
             ray.kill(replica)
         began = time.monotonic()
-        desk.want.remote("slot", name="wave", wanted=0)
-        settled(4)
+        self.coordinator.want.remote("slot", name="wave", wanted=0)
+        facts["sizes"].append(self.settled(4))
         facts["training again after"] = time.monotonic() - began
         thread.join()
-        (result,) = results
-        entries = read(coordinator.ledger_path(Settings()))
-        sums = totals(entries)
-        facts |= {
+        return facts | self.outcome(results[0])
+
+    def served(self) -> dict[str, Any]:
+        """A Serve application with ever more requests than one replica can answer."""
+        import ray
+        from ray import serve
+
+        from tidepool.serve.autoscale import policy, replica_options
+
+        class Model:
+            async def __call__(self) -> str:
+                return await slow_answer()
+
+        scaling = {"min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 2, "upscale_delay_s": 0.0}
+        fast = {"metrics_interval_s": 0.2, "look_back_period_s": 0.5, "policy": policy("slot", 0, 0, 50.0)}
+        deployment = serve.deployment(
+            name="Model",
+            ray_actor_options=replica_options("slot", 0),
+            autoscaling_config={**scaling, **fast},
+        )(Model)
+        serve.start(proxy_location="Disabled")
+        handle = serve.run(deployment.bind(), name="app", route_prefix=None)
+
+        def app() -> Any:
+            apps = [app for pool in ray.get(self.coordinator.view.remote()) for app in pool.apps]
+            return next((app for app in apps if app.name == "app"), None)
+
+        def is_scaled() -> bool:
+            for answer in [handle.remote() for _ in range(12)]:
+                answer.result()
+            found = app()
+            return found is not None and found.replicas == found.wanted == 3
+
+        self.wait_until(is_scaled)
+        facts = {name: getattr(app(), name) for name in ("wanted", "min_replicas", "max_replicas")}
+        return {"wished": facts, "replicas": app().replicas}
+
+    def wave(self) -> float:
+        """Seconds until two replicas more answer."""
+        import ray
+
+        began = time.monotonic()
+        self.coordinator.want.remote("slot", name="wave", wanted=len(self.replicas) + 2)
+        self.replicas += [self.replica.remote() for _ in range(2)]
+        ray.get([replica.ping.remote() for replica in self.replicas])
+        return time.monotonic() - began
+
+    def settled(self, size: int, state: str = "running") -> int:
+        """The size, once the pool has the run at it."""
+        import ray
+
+        def is_so() -> bool:
+            runs = [run for pool in ray.get(self.coordinator.view.remote()) for run in pool.runs]
+            return any((sum(run.workers.values()), run.state) == (size, state) for run in runs)
+
+        self.wait_until(is_so)
+        return size
+
+    def outcome(self, result: Any) -> dict[str, Any]:
+        from tidepool import checkpoint
+        from tidepool.pool import coordinator, ledger
+        from tidepool.settings import Settings
+
+        entries = ledger.read(coordinator.ledger_path(Settings()))
+        sums = ledger.totals(entries)
+        return {
             "steps": result.step,
             "steps redone": sums.steps_redone,
             "release_s": sums.release_s,
@@ -210,7 +267,6 @@ class Scenario:
             "why": [entry.why for entry in entries],
             "largest difference": self.difference(checkpoint.load(result.checkpoint.uri).weights, result.step),
         }
-        return facts
 
     def difference(self, weights: dict[str, torch.Tensor], steps: int) -> float:
         """From the weights of one undisturbed worker, relative to the largest of each tensor."""
@@ -225,9 +281,9 @@ class Scenario:
 
     def further(self, steps: int) -> None:
         goal = self.step + steps
-        self.until(lambda: self.step >= goal)
+        self.wait_until(lambda: self.step >= goal)
 
-    def until(self, true: Callable[[], bool], deadline_s: float = 60.0) -> None:
+    def wait_until(self, true: Callable[[], bool], deadline_s: float = 60.0) -> None:
         end = time.monotonic() + deadline_s
         while not true():
             assert time.monotonic() < end, f"step {self.step}"
@@ -236,4 +292,4 @@ class Scenario:
 
 if __name__ == "__main__":
     scenario = Scenario(Path(os.environ["TIDEPOOL_HOME"]))
-    print(json.dumps({"stock": scenario.stock(), **scenario.pooled()}))
+    print(json.dumps({"stock": scenario.stock(), **scenario.pooled(), **scenario.served()}))

@@ -14,83 +14,13 @@ import pytest
 import ray
 from pyarrow import csv, parquet
 
+from plants import SPEC, plants, spec_of, table, write_csv
 from tidepool.data.preprocess import PreparedData, held_out, open_prepared, prepare
-from tidepool.errors import CorruptionError, DataError, RecipeError, StorageError
-from tidepool.recipe import ColumnCheck, Recipe, Signature, TensorSpec
+from tidepool.errors import CorruptionError, StorageError
 from tidepool.recipes.digits import Digits
-from tidepool.spec import DataSpec, Spec
+from tidepool.spec import DataSpec
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-SPEC = Spec(name="digits", recipe="tidepool.recipes.digits:Digits", data=DataSpec(source="builtin:digits"))
-
-
-def spec_of(source: Path | str, **data: Any) -> Spec:
-    """The spec of a model whose rows are at `source`."""
-    return SPEC.model_copy(update={"name": "plants", "data": DataSpec(source=str(source), **data)})
-
-
-def plants(apply: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> Recipe:
-    """A recipe on two columns and a text label; `apply` replaces what its preprocessing does."""
-    from dataclasses import dataclass
-    from typing import Self
-
-    from tidepool.data.mapreduce import sum_by_key
-    from tidepool.recipe import MapReduce, Preprocessing
-
-    @dataclass(frozen=True)
-    class Centring(Preprocessing):
-        mean: float
-
-        @classmethod
-        def fit(cls, map_reduce: MapReduce) -> Self:
-            def heights(rows: pa.Table) -> pa.Table:
-                assert rows.column_names == ["height", "leaf", "kind"]
-                return pa.table({"key": ["height"] * len(rows), "sum": rows["height"], "rows": [1] * len(rows)})
-
-            total = map_reduce(map=heights, combine=sum_by_key, reduce=sum_by_key)
-            return cls(total["sum"][0].as_py() / total["rows"][0].as_py())
-
-        def apply(self, batch: Any) -> dict[str, Any]:
-            if apply:
-                return apply(batch)
-            long = np.array([len(text) for text in batch["leaf"]], np.float32)
-            return {"both": np.stack([batch["height"] - np.float32(self.mean), long], axis=1)}
-
-    class Plants(Digits):
-        signature = Signature(
-            inputs=(TensorSpec("height", "FP32", (-1,)), TensorSpec("leaf", "BYTES", (-1,))),
-            outputs=Digits.signature.outputs,
-        )
-        columns = {  # noqa: RUF012
-            "height": ColumnCheck("float32", 0, 10),
-            "leaf": ColumnCheck("string"),
-            "kind": ColumnCheck("int64", 0, 2),
-        }
-        target = "kind"
-        preprocessing = Centring
-        features = (TensorSpec("both", "FP32", (-1, 2)),)
-
-    return Plants()
-
-
-def table(rows: int = 1000) -> pa.Table:
-    """Made-up plants."""
-    draw = np.random.default_rng(0)
-    return pa.table(
-        {
-            "height": draw.integers(0, 1000, rows) / 128,
-            "leaf": ["é" * n for n in draw.integers(0, 9, rows)],
-            "kind": draw.integers(0, 3, rows),
-        }
-    )
-
-
-def write_csv(folder: Path, rows: pa.Table) -> str:
-    """`rows` as a CSV file in a folder; the folder."""
-    folder.mkdir()
-    csv.write_csv(rows, folder / "plants.csv")
-    return str(folder)
 
 
 def wait_until(condition: Callable[[], bool], deadline_s: float = 60.0) -> None:
@@ -261,73 +191,6 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "root").write_text("in the way")
     with pytest.raises(StorageError, match="can't write"):
         prepare(SPEC, Digits(), str(tmp_path / "root"))
-
-
-@pytest.mark.parametrize(
-    ("column", "values", "message"),
-    [
-        ("kind", [0, 1, 7, 8], r"column kind: out of range in 2 of 4 rows, first in row 2. Seen: '7'. Allowed: 0 to 2"),
-        ("kind", [0, "one", 1, 2], r"column kind: wrong type in 1 of 4 rows, first in row 1. Seen: 'one'"),
-        ("kind", [0, None, 1, 2], r"column kind: null in 1 of 4 rows, first in row 1"),
-        ("height", [0, 1, 2, "nan"], r"column height: NaN in 1 of 4 rows, first in row 3"),
-        ("width", [1, 2, 3, 4], r"column height: missing in 4 of 4 rows.*Seen: \['width', 'leaf', 'kind'\]"),
-    ],
-)
-def test_rows_that_break_a_rule_are_told(tmp_path: Path, column: str, values: list[Any], message: str) -> None:
-    columns = {"height": [1, 2, 3, 4], "leaf": ["a"] * 4, "kind": [0, 1, 2, 0]}
-    if column not in columns:
-        columns = {column if name == "height" else name: each for name, each in columns.items()}
-    columns[column] = ["" if value is None else value for value in values]
-    lines = [",".join(columns), *(",".join(map(str, row)) for row in zip(*columns.values(), strict=True))]
-    (tmp_path / "plants.csv").write_text("\n".join(lines))
-    with pytest.raises(DataError, match=message):
-        prepare(spec_of(tmp_path / "plants.csv"), plants(), str(tmp_path / "root"))
-    assert not (tmp_path / "root").exists()
-
-
-def test_rows_are_numbered_through_all_files(tmp_path: Path) -> None:
-    for i in range(3):
-        parquet.write_table(table(400), tmp_path / f"{i}.parquet", row_group_size=100)
-    bad = table(400).set_column(2, "kind", pa.array([0] * 399 + [5]))
-    parquet.write_table(bad, tmp_path / "3.parquet")
-    with pytest.raises(DataError, match="out of range in 1 of 1,600 rows, first in row 1599"):
-        prepare(spec_of(tmp_path), plants(), str(tmp_path / "root"))
-
-
-def test_a_damaged_file_is_named(tmp_path: Path) -> None:
-    source = write_csv(tmp_path / "in", table(50))
-    (tmp_path / "in" / "second.csv").write_text("height,leaf,kind\n1,2\n")
-    with pytest.raises(DataError, match=r"can't read .*second\.csv as csv.*Expected 3 columns, got 2"):
-        prepare(spec_of(source), plants(), str(tmp_path / "root"))
-
-
-def test_a_source_too_small_to_split_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"a split has no rows. Seen: \{'train': \d, 'test': \d\}"):
-        prepare(spec_of(write_csv(tmp_path / "in", table(1))), plants(), str(tmp_path / "root"))
-
-
-@pytest.mark.parametrize(
-    ("apply", "message"),
-    [
-        (lambda batch: {"both": batch["height"] / batch["nowhere"]}, "apply failed. Seen: KeyError: 'nowhere'"),
-        (lambda batch: {"one": batch["height"]}, r"does not give the recipe's features. Seen: \{'one'"),
-        (lambda batch: {"both": batch["height"].astype(np.float64)}, "does not give .*float64"),
-        (lambda batch: {"both": batch["height"][:3]}, r"does not give .*float32\[3, ...\]"),
-        (
-            lambda batch: {"both": np.zeros((len(batch["height"]), len(batch["height"])), np.float32)},
-            "of different shapes",
-        ),
-    ],
-)
-def test_a_preprocessing_that_breaks_its_contract_is_named(tmp_path: Path, apply: Any, message: str) -> None:
-    with pytest.raises(RecipeError, match=message):
-        prepare(spec_of(write_csv(tmp_path / "in", table(40))), plants(apply), str(tmp_path / "root"))
-
-
-def test_a_split_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    data = prepare(spec_of(write_csv(tmp_path / "in", table(40))), plants(), str(tmp_path / "root"))
-    with pytest.raises(DataError, match=r"no such split. Seen: validation. Allowed: train, test"):
-        data.load("validation")
 
 
 def test_the_split_depends_on_seed_and_row_alone() -> None:

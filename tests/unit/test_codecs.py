@@ -97,6 +97,8 @@ def test_strings_travel_as_bytes() -> None:
         (body(shape=[-1]), "no proper shape"),
         (body(shape=[True]), "no proper shape"),
         (body(shape=[3]), "don't fit"),
+        (body(shape=[1] * 65), "too large"),
+        (body(shape=[0, 2**30, 2**30, 2**30], data=[]), "too large"),
         (body(data=[[1, 2], [3]]), "ragged"),
         (body(data=[1, "a"]), "not FP32"),
         (body(data=["1", "2"]), "not FP32"),

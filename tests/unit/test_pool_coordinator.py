@@ -1,292 +1,41 @@
-"""The coordinator's books against a small imagined cluster: what is promised, what is confirmed, what survives."""
+"""The coordinator: polls, a restart in the middle of a hand-over, and what it sees of the cluster."""
 
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tidepool.pool import ledger
-from tidepool.pool.books import GRACE_S, LAPSE_S, Books
+from tidepool.pool.books import GRACE_S
 from tidepool.pool.coordinator import Coordinator
-from tidepool.pool.ledger import Ledger
 from tidepool.pool.policy import PolicySpec
 from tidepool.pool.report import Report
 from tidepool.pool.sight import Sight, seen
-from tidepool.pool.state import App
 
 SPEC = PolicySpec(hold_s=5)
 
 
 class Cluster:
-    """What Ray would do: pending replicas are placed where an accelerator is free."""
+    """Four accelerators on one node, as Ray sees them."""
 
-    def __init__(self, **nodes: int) -> None:
+    def __init__(self) -> None:
         self.now = 1000.0
-        self.nodes = nodes
-        self.workers: dict[str, Counter[str]] = {}
-        self.replicas: dict[str, Counter[str]] = {}
-        self.pending: Counter[str] = Counter()
+        self.workers = Counter[str]()
 
     def clock(self) -> float:
         return self.now
 
-    def free(self, node: str) -> int:
-        holders = [*self.workers.values(), *self.replicas.values()]
-        return self.nodes[node] - sum(places[node] for places in holders)
-
     def look(self, _: str) -> Sight:
-        for app, count in self.pending.items():
-            for node in self.nodes:
-                for _ in range(min(count, self.free(node))):
-                    self.replicas.setdefault(app, Counter())[node] += 1
-                    self.pending[app] -= 1
-                    count -= 1
-        assert all(self.free(node) >= 0 for node in self.nodes), "Ray would never do that"
-        return Sight(
-            total={node: float(total) for node, total in self.nodes.items()},
-            free={node: float(self.free(node)) for node in self.nodes},
-            replicas={app: dict(+places) for app, places in self.replicas.items() if +places},
-            pending=dict(+self.pending),
-            workers={job: places.total() for job, places in self.workers.items()},
-        )
-
-
-class Trainee:
-    """A run and its supervisor, step by step by hand."""
-
-    def __init__(self, books: Books, cluster: Cluster, name: str = "run", least: int = 0, most: int = 4) -> None:
-        self.books, self.cluster = books, cluster
-        self.report = Report(name, f"job-{name}", "slot", least, most, since=cluster.now)
-        self.say()
-
-    def say(self, **news: object) -> None:
-        if news:
-            self.report = replace(self.report, number=self.report.number + 1, **news)  # type: ignore[arg-type]
-        self.books.report(self.report, self.report.places)
-        self.books.settle()
-
-    @property
-    def target(self) -> dict[str, int]:
-        return dict(self.books.target(self.report.run))
-
-    def start(self) -> None:
-        places = self.books.tell(self.report)
-        assert places
-        self.say(places=places, training=False)
-        self.cluster.workers[self.report.job] = Counter(places)
-        self.say(training=True, pause_s=3.0)
-
-    def end_segment(self, at_once: bool = True) -> None:
-        if at_once:
-            self.cluster.workers.pop(self.report.job, None)
-        self.say(places={}, training=False)
+        return Sight({"a": 4.0}, {"a": 4.0 - self.workers.total()}, workers=self.workers)
 
 
 @pytest.fixture
 def cluster() -> Cluster:
-    return Cluster(a=4)
-
-
-@pytest.fixture
-def books(cluster: Cluster, tmp_path: Path) -> Books:
-    opened = Books("slot", Ledger(tmp_path / "ledger.jsonl", cluster.clock), cluster.look, SPEC, cluster.clock)
-    cluster.now += GRACE_S
-    return opened
-
-
-@pytest.fixture
-def entries(tmp_path: Path) -> Callable[[], list[tuple[str, str]]]:
-    return lambda: [(entry.kind, entry.phase) for entry in ledger.read(tmp_path / "ledger.jsonl")]
-
-
-def wave(books: Books, cluster: Cluster, replicas: int) -> None:
-    """Traffic that needs so many replicas: the coordinator is told, and Serve asks Ray for more, or lets some go."""
-    books.want(App("app", wanted=replicas))
-    places = cluster.replicas.setdefault("app", Counter())
-    cluster.pending["app"] = max(0, replicas - places.total())
-    while places.total() > replicas:
-        places[max(places, key=lambda node: places[node])] -= 1
-    books.settle()
-
-
-def test_a_run_gets_what_nobody_else_wants(books: Books, cluster: Cluster, entries: Callable[[], object]) -> None:
-    run = Trainee(books, cluster)
-    assert run.target == {"a": 4}
-    run.start()
-    assert run.target == {"a": 4}
-    assert entries() == [("resume", "done")]
-
-
-def test_a_wave_takes_accelerators_and_the_run_goes_on_with_the_rest(
-    books: Books, cluster: Cluster, entries: Callable[[], list[tuple[str, str]]]
-) -> None:
-    run = Trainee(books, cluster)
-    run.start()
-    wave(books, cluster, 2)
-    assert run.target == {"a": 2}
-    assert entries()[1:] == [("shrink", "promised"), ("grant", "promised"), ("grant", "promised")]
-    run.end_segment()
-    assert entries()[1] == ("shrink", "released")
-    books.settle()
-    assert entries()[2:] == [("grant", "done"), ("grant", "done")]
-    assert run.target == {"a": 2}
-    run.start()
-    assert entries()[1] == ("shrink", "done")
-    assert books.pool.app("app").running == {"a": 2}
-
-
-def test_nothing_is_promised_where_a_process_still_is(books: Books, cluster: Cluster) -> None:
-    run = Trainee(books, cluster)
-    run.start()
-    wave(books, cluster, 2)
-    run.end_segment(at_once=False)  # the supervisor says so, but Ray still knows the processes
-    assert run.target == {}
-    assert [reservation.awaited for reservation in books.pool.reservations] == [1, 1]
-    cluster.workers.clear()
-    books.settle()
-    assert run.target == {"a": 2}
-
-
-def test_a_run_parks_at_zero_and_resumes_after_the_wave(
-    books: Books, cluster: Cluster, entries: Callable[[], list[tuple[str, str]]]
-) -> None:
-    run = Trainee(books, cluster)
-    run.start()
-    wave(books, cluster, 4)
-    assert run.target == {}
-    run.end_segment()
-    books.settle()
-    assert run.target == {}
-    assert books.pool.app("app").running == {"a": 4}
-    assert entries()[1] == ("park", "done")
-    wave(books, cluster, 0)
-    assert run.target == {}, "what serving gives back is held a while"
-    cluster.now += SPEC.hold_s
-    run.say()
-    assert run.target == {"a": 4}
-    run.start()
-    assert books.pool.run("run").state == "running"
-
-
-def test_a_run_that_may_not_be_parked_keeps_its_minimum(books: Books, cluster: Cluster) -> None:
-    run = Trainee(books, cluster, least=1)
-    run.start()
-    wave(books, cluster, 4)
-    assert run.target == {"a": 1}
-
-
-def test_a_place_that_was_taken_is_not_waited_for(books: Books, cluster: Cluster) -> None:
-    run = Trainee(books, cluster)
-    run.start()
-    wave(books, cluster, 2)
-    cluster.pending["app"] = 3  # Serve asks Ray for one that the pool didn't promise
-    run.end_segment()
-    books.settle()
-    assert books.pool.app("app").running == {"a": 3}
-    cluster.now += SPEC.hold_s
-    run.say()
-    assert sum(run.target.values()) <= 1
-
-
-def test_accelerators_that_others_hold_are_not_handed_out(books: Books, cluster: Cluster) -> None:
-    cluster.workers["somebody"] = Counter(a=3)
-    run = Trainee(books, cluster)
-    assert run.target == {"a": 1}
-
-
-def test_a_lost_answer_promises_nothing_for_ever(books: Books, cluster: Cluster) -> None:
-    run = Trainee(books, cluster)
-    assert books.tell(run.report) == {"a": 4}
-    books.report(run.report, {})  # it asks again as if it had heard nothing
-    books.settle()
-    assert books.tell(run.report) == {"a": 4}
-    wave(books, cluster, 4)
-    books.report(run.report, {})
-    books.settle()
-    books.settle()
-    assert run.target == {}
-
-
-def test_a_supervisor_that_died_frees_nothing_before_its_processes_are_gone(books: Books, cluster: Cluster) -> None:
-    run = Trainee(books, cluster)
-    run.start()
-    cluster.now += LAPSE_S + 1
-    books.settle()
-    assert books.pool.run("run").workers == {"a": 4}
-    cluster.workers.clear()
-    books.settle()
-    assert books.pool.runs == ()
-
-
-def test_a_lost_node_takes_its_workers_with_it(tmp_path: Path) -> None:
-    cluster = Cluster(a=2, b=2)
-    books = Books("slot", Ledger(tmp_path / "ledger.jsonl", cluster.clock), cluster.look, SPEC, cluster.clock)
-    cluster.now += GRACE_S
-    run = Trainee(books, cluster)
-    run.start()
-    assert run.target == {"a": 2, "b": 2}
-    del cluster.nodes["b"]
-    books.settle()
-    assert run.target == {"a": 2}
-
-
-def test_a_late_report_changes_nothing(books: Books, cluster: Cluster) -> None:
-    run = Trainee(books, cluster)
-    run.start()
-    old = run.report
-    wave(books, cluster, 2)
-    run.end_segment()
-    books.report(old, old.places)
-    assert books.number("run") == run.report.number
-    assert books.tell(old) == {}
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_whatever_happens_nothing_is_held_twice_and_the_pool_comes_to_rest(seed: int, tmp_path: Path) -> None:
-    dice = random.Random(seed)
-    cluster = Cluster(a=4, b=4)
-    books = Books("slot", Ledger(tmp_path / "ledger.jsonl", cluster.clock), cluster.look, SPEC, cluster.clock)
-    runs = [Trainee(books, cluster, name, least, 6) for name, least in (("one", 0), ("two", 1))]
-
-    def go_on(run: Trainee) -> None:
-        if not run.report.places:
-            if run.target:
-                run.start()
-        elif run.target != run.report.places:
-            run.end_segment(at_once=dice.random() < 0.7)
-        else:
-            run.say()
-
-    for _ in range(120):
-        cluster.now += dice.uniform(0.1, 3)
-        match dice.randrange(4):
-            case 0:
-                wave(books, cluster, dice.randrange(9))
-            case 1:
-                for run in runs:
-                    if not run.report.places:
-                        cluster.workers.pop(run.report.job, None)
-            case _:
-                go_on(dice.choice(runs))
-        for run in runs:
-            books.report(run.report, run.report.places or run.target)
-        books.settle()  # a Snapshot that promises or holds anything twice can't be made
-    for _ in range(100):
-        cluster.now += 2
-        wave(books, cluster, 3)
-        for run in runs:
-            if not run.report.places:
-                cluster.workers.pop(run.report.job, None)
-            go_on(run)
-    held = sum(places.total() for places in cluster.workers.values())
-    assert cluster.replicas["app"].total() == 3
-    assert held == 5, books.pool
+    return Cluster()
 
 
 def test_a_coordinator_that_restarts_learns_everything_from_those_who_poll(cluster: Cluster, tmp_path: Path) -> None:
@@ -299,7 +48,7 @@ def test_a_coordinator_that_restarts_learns_everything_from_those_who_poll(clust
         cluster.now += GRACE_S
         places = await first.poll(report, {})
         assert places == {"a": 4}
-        cluster.workers["job"] = Counter(places)
+        cluster.workers["job"] = 4
         report = replace(report, number=1, places=places, training=True)
         await first.tell(report)
         await first.want("slot", name="app", wanted=2)
@@ -321,7 +70,7 @@ def test_a_poll_is_answered_as_soon_as_the_target_changes(cluster: Cluster, tmp_
     async def scenario() -> None:
         coordinator = Coordinator(str(tmp_path / "ledger.jsonl"), SPEC, cluster.look, cluster.clock)
         report = Report("run", "job", "slot", 0, 4, since=cluster.now, places={"a": 4}, training=True)
-        cluster.workers["job"] = Counter(a=4)
+        cluster.workers["job"] = 4
         await coordinator.tell(report)
         cluster.now += GRACE_S
         poll = asyncio.create_task(coordinator.poll(report, {"a": 4}))
@@ -333,6 +82,19 @@ def test_a_poll_is_answered_as_soon_as_the_target_changes(cluster: Cluster, tmp_
         await coordinator.want("slot", name="app", wanted=1)
         (pool,) = await coordinator.view()
         assert pool.runs == ()
+
+    asyncio.run(scenario())
+
+
+def test_a_late_report_changes_nothing(cluster: Cluster, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        coordinator = Coordinator(str(tmp_path / "ledger.jsonl"), SPEC, cluster.look, cluster.clock)
+        late = Report("run", "job", "slot", 0, 4, since=cluster.now, number=1, places={"a": 4})
+        await coordinator.tell(replace(late, number=2, places={}))
+        await coordinator.tell(late)
+        assert await coordinator.poll(late, late.places) == {}
+        (pool,) = await coordinator.view()
+        assert pool.run("run").workers == {}
 
     asyncio.run(scenario())
 

@@ -56,6 +56,8 @@ def prepare(spec: Spec, recipe: Recipe, root: str, progress: Progress = quiet) -
         RecipeError: the preprocessing failed, or gave other tensors than the recipe's features.
         StorageError: the place can't be written; nothing there counts as prepared then.
     """
+    if recipe.target in {tensor.name for tensor in recipe.features}:
+        raise RecipeError("target and feature have one name", seen=recipe.target, remedy="rename the feature")
     digest = identity(spec, recipe)
     base = root if storage.is_remote(root) else str(storage.local_path(root).absolute())
     uri = f"{base.rstrip('/')}/{spec.name}/{digest[:16]}"
@@ -69,7 +71,7 @@ def prepare(spec: Spec, recipe: Recipe, root: str, progress: Progress = quiet) -
     if not all(counts.values()):
         raise DataError("a split has no rows", seen=counts, allowed="at least one row each",
                         remedy="use more rows, or another data.test_fraction or data.seed")  # fmt: skip
-    preprocessing = _fit(recipe, training, progress)
+    preprocessing, state = _fit(recipe, training, progress)
     parts = _write(rows, recipe, preprocessing, spec.data, uri, progress)
     splits = {split: [part for part in parts if part["split"] == split] for split in ("train", "test", "raw")}
     facts: dict[str, Any] = {
@@ -83,11 +85,11 @@ def prepare(spec: Spec, recipe: Recipe, root: str, progress: Progress = quiet) -
             "features": _common_tensors(splits["train"] + splits["test"], recipe),
             "raw": _common_tensors(splits["raw"], recipe),
         },
-        "preprocessing": preprocessing.state(),
+        "preprocessing": state,
     }
     storage.seal(uri, {part["name"]: part["entry"] for part in parts}, facts)
     progress("prepare", 1, 1, f"{counts['train']:,} training and {counts['test']:,} held-out rows in {uri}")
-    return PreparedData(uri, digest, counts, preprocessing.state(), spec.name)
+    return PreparedData(uri, digest, counts, state, spec.name)
 
 
 def identity(spec: Spec, recipe: Recipe) -> str:
@@ -104,7 +106,7 @@ def identity(spec: Spec, recipe: Recipe) -> str:
         "split": spec.data.model_dump(mode="json", exclude={"source"}),
         "recipe": f"{kind.__module__}:{kind.__qualname__}",
         "code": inspect.getsource(module) if module else "",
-        "params": spec.params,
+        "params": spec.model_dump(mode="json")["params"],
     }
     return storage.digest(document)
 
@@ -134,7 +136,9 @@ def _training_rows(rows: Dataset, data: DataSpec) -> Dataset:
         return rows.map_batches(keep, batch_size=None, batch_format="pyarrow", num_cpus=cpus_per_task()).materialize()
 
 
-def _fit(recipe: Recipe, rows: Dataset, progress: Progress) -> Preprocessing:
+def _fit(recipe: Recipe, rows: Dataset, progress: Progress) -> tuple[Preprocessing, dict[str, Any]]:
+    """The fitted preprocessing, and its fields as JSON gives them back."""
+
     def over_rows(
         map: Callable[[pa.Table], pa.Table],
         reduce: Callable[[pa.Table], pa.Table],
@@ -145,8 +149,9 @@ def _fit(recipe: Recipe, rows: Dataset, progress: Progress) -> Preprocessing:
     progress("fit", 0, 1)
     with _told_as_recipe_error(f"{recipe.preprocessing.__name__}.fit"):
         fitted = recipe.preprocessing.fit(over_rows)
+        state: dict[str, Any] = json.loads(json.dumps(fitted.state(), allow_nan=False))
     progress("fit", 1, 1)
-    return fitted
+    return fitted, state
 
 
 def _write(
@@ -182,8 +187,9 @@ def _write_block(block: pa.Table, recipe: Recipe, preprocessing: Preprocessing, 
         table = pa.table({name: _to_column(array) for name, array in features.items()} | {recipe.target: target})
         parts.append(_write_part(uri, split, int(numbers[0]), table, shapes))
         if split == "test":
-            inputs = {t.name: (t.datatype, t.shape[1:]) for t in recipe.signature.inputs}
-            parts.append(_write_part(uri, "raw", int(numbers[0]), rows.select([*inputs, recipe.target]), inputs))
+            inputs = {t.name: (t.datatype, t.shape[1:]) for t in recipe.signature.inputs if t.name != recipe.target}
+            names = [*inputs, recipe.target]
+            parts.append(_write_part(uri, "raw", int(numbers[0]), rows.select(names), inputs))
     return pa.table({"part": [json.dumps(part) for part in parts]})
 
 

@@ -128,7 +128,7 @@ def files(source: str | Path | Sequence[str | Path]) -> list[File]:
     except (pa.ArrowException, OSError) as error:
         raise DataError("can't reach the source", seen=f"{source}: {error}") from None
     if info.type == fs.FileType.NotFound:
-        remedy = None if storage.is_remote(str(source)) else f"check data.source; it is looked for at {root}"
+        remedy = None if storage.is_remote(str(source)) else f"it is looked for at {root}"
         raise DataError("no such file or folder", seen=source, remedy=remedy)
     if not found:
         raise DataError(

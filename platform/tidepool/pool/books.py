@@ -18,13 +18,15 @@ from tidepool.pool.ledger import FINAL, PHASES, Entry, Ledger, Phase
 from tidepool.pool.moves import Grant, Move, Park, Resize, Shrink, Withdraw
 from tidepool.pool.policy import PolicySpec, decide
 from tidepool.pool.report import Report
-from tidepool.pool.sight import Places, Sight, reconciled
+from tidepool.pool.sight import Places, Sight, is_free_again, reconciled
 from tidepool.pool.state import EPSILON, App, Run, Snapshot
 
 log = logging.getLogger(__name__)
 
 LAPSE_S = 8.0
 """A run that isn't heard of for so long and has no processes is over; so is an application without replicas."""
+LAG_S = 2.0
+"""Ray takes back the accelerators of processes that are gone within so long; after that others have taken them."""
 GRACE_S = 1.5
 """After a start nothing is decided for so long: those who were here before have to say so first."""
 
@@ -54,6 +56,10 @@ class Books:
         self._new: list[Run] = []
         self._held: dict[str, Places] = {}
         """Workers of each run that are processes, or were told to start; until their end is confirmed."""
+        self._known: set[str] = set()
+        """Runs whose processes Ray has known since they were told to start."""
+        self._gone: dict[str, float] = {}
+        """Since when Ray knows no process of a run that has ended a segment."""
         self._told: set[str] = set()
         """Runs that were told to start and haven't said yet that they do."""
         self._over: set[str] = set()
@@ -162,6 +168,7 @@ class Books:
         self._with(replace(self.pool.run(name), costs=report.costs))
         if report.places and not known.places:
             self._held[name] = report.places
+            self._known.discard(name)
             self._advance(name, "granted", *UP)
         if report.training and not known.training:
             self.pool = joined(self.pool, name)
@@ -170,28 +177,46 @@ class Books:
     def _confirm(self, run: str, now: float) -> None:
         """Count a run's workers as gone if they are."""
         report, held = self._reports[run], self._held.get(run)
-        others = sum(
-            sum(places.values())
-            for name, places in self._held.items()
-            if name != run and self._reports[name].job == report.job
-        )
-        gone = self._sight.workers.get(report.job, 0) <= others
-        if gone and (run in self._over or now - self._heard[run] > LAPSE_S):
+        others = {name: places for name, places in self._held.items() if name != run}
+        of_same_job = sum(sum(others[name].values()) for name in others if self._reports[name].job == report.job)
+        if self._sight.workers.get(report.job, 0) > of_same_job:
+            self._known.add(run)
+            self._gone.pop(run, None)
+        elif run in self._over or now - self._heard[run] > LAPSE_S:
             self._end(run)
-        elif gone and not report.places and run not in self._told and (held or self.pool.run(run).leaving):
-            self._held[run] = {}
-            for node, workers in self.pool.run(run).leaving.items():
-                self.pool = left(self.pool, run, node, workers)
-            waiting = self.pool.run(run)
-            self._with(replace(waiting, joining=waiting.workers))
-            self._advance(run, "released", *DOWN)
-            self._advance(run, "done", "park", *(() if waiting.workers else DOWN))
+        elif self._has_yielded(run):
+            since = self._gone.setdefault(run, now)
+            if is_free_again(self.pool, held or {}, self._sight, others) or now - since > LAG_S:
+                del self._gone[run]
+                self._release(run)
+
+    def _has_yielded(self, run: str) -> bool:
+        """Whether a run of which Ray knows no process has ended its segment, and not merely begun it.
+
+        Its supervisor may say so later than the first replica stands in its place.
+        """
+        leaving = self.pool.run(run).leaving
+        if self._reports[run].places:
+            return bool(leaving) and run in self._known
+        return run not in self._told and bool(leaving or self._held.get(run))
+
+    def _release(self, run: str) -> None:
+        """No process of a run is left: those that were to leave have left, the others wait to start."""
+        self._held[run] = {}
+        self._known.discard(run)
+        for node, workers in self.pool.run(run).leaving.items():
+            self.pool = left(self.pool, run, node, workers)
+        waiting = self.pool.run(run)
+        self._with(replace(waiting, joining=waiting.workers))
+        self._advance(run, "released", *DOWN)
+        self._advance(run, "done", "park", *(() if waiting.workers else DOWN))
 
     def _end(self, run: str) -> None:
         self.pool = ended(self.pool, run)
         self._advance(run, "aborted", *UP, *DOWN, outcome="the run is over")
         self._over.discard(run)
-        for table in (self._reports, self._heard, self._held, self._open):
+        self._known.discard(run)
+        for table in (self._reports, self._heard, self._held, self._gone, self._open):
             table.pop(run, None)
 
     def _set_right(self, now: float) -> None:

@@ -79,6 +79,7 @@ class Coordinator:
         async with self._news:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait_for(is_news), HOLD_S)
+        async with self._turn:
             return books.tell(report)
 
     async def tell(self, report: Report) -> None:
@@ -122,16 +123,11 @@ class Coordinator:
         while True:
             await asyncio.sleep(self._tick_s)
             for accelerator in list(self._books):
-                with contextlib.suppress(Exception):  # logged below; the next tick tries again
-                    await self._one_tick(accelerator)
-
-    async def _one_tick(self, accelerator: str) -> None:
-        try:
-            async with self._settling(accelerator):
-                pass
-        except Exception:
-            log.exception("a look at the cluster failed")
-            raise
+                try:
+                    async with self._settling(accelerator):
+                        pass
+                except Exception:
+                    log.exception("a look at the cluster failed; the next one comes in %s s", self._tick_s)
 
 
 class Desk:
@@ -163,11 +159,11 @@ class Desk:
 
     def _answer(self, reference: Any) -> Any:
         import ray
-        from ray.exceptions import GetTimeoutError, RayActorError
+        from ray.exceptions import RayError
 
         try:
             return ray.get(reference, timeout=PATIENCE_S)
-        except (GetTimeoutError, RayActorError) as error:
+        except RayError as error:
             raise ClusterError("the pool's coordinator doesn't answer", seen=type(error).__name__) from error
 
 
@@ -212,8 +208,8 @@ def sharing(spec: Spec) -> Callable[[str, str, Training], None] | None:
     def share(run: str, accelerator: str, training: Training) -> None:
         import ray
 
-        job = ray.get_runtime_context().get_job_id()
-        report = Report(run, job, accelerator, least, most, since=time.time(), priority=spec.pool.priority)
+        job, name = ray.get_runtime_context().get_job_id(), f"{spec.name}/{run}"
+        report = Report(name, job, accelerator, least, most, since=time.time(), priority=spec.pool.priority)
         Supervisor(report, training, Desk(handle)).train()
 
     return share

@@ -18,7 +18,7 @@ from tidepool.pool.demand import Demand
 from tidepool.pool.moves import Grant, Move, Resize
 from tidepool.pool.policy import PolicySpec, decide
 from tidepool.pool.staffing import Staffing
-from tidepool.pool.state import App, Costs, Node, Run, Snapshot
+from tidepool.pool.state import LIVE, SEGMENTS, App, Costs, Node, Run, Snapshot
 
 Floats = npt.NDArray[np.float64]
 
@@ -33,17 +33,21 @@ DRAIN_S = 10.0
 class Physics:
     """How long things take, and what a job can do. Durations in seconds."""
 
-    costs: Costs
+    live: Costs = LIVE
+    """Of resizing an elastic job."""
+    segments: Costs = SEGMENTS
+    """Of starting and stopping another."""
     start_s: float = 3.0
     """From holding an accelerator to a replica's first answer."""
     release_after_s: float = 120.0
     """An application keeps replicas that it doesn't want any more for so long."""
     scaling: float = 0.9
     """w workers train as fast as (w / asked) ** scaling times what was asked for."""
+    elastic_from: float = 1
+    """A job that asks for so many accelerators or more may have from one to twice as many; others have all or none."""
+    yields: bool = True
+    """Whether a job that must stop saves its state; else it falls back to its last checkpoint."""
     checkpoint_every_s: float = 1800.0
-    """A job that can't yield falls back to its last checkpoint when it is parked."""
-    elastic: bool = True
-    """Whether a job may have from one to twice the workers that it asked for; else it has all or none."""
     parkable: bool = True
 
 
@@ -102,7 +106,6 @@ class Fleet:
         self._waiting: list[int] = []
         self._ends: list[tuple[float, int, int]] = []
         self._demand = Demand()
-        self._settled = False
 
     @property
     def serving(self) -> int:
@@ -114,11 +117,16 @@ class Fleet:
         """Whether any job is not over."""
         return bool(self._running or self._waiting)
 
-    def submit(self, arrived: float, asked: int, work: float) -> None:
-        """A job arrives."""
+    @property
+    def late(self) -> float:
+        """Share of all requests so far that missed the SLO."""
+        requests = sum(service.requests for service in self.services)
+        return sum(service.late for service in self.services) / requests if requests else 0.0
+
+    def submit(self, arrived: float, asked: float, work: float) -> None:
+        """A job arrives: it asks for so many accelerators and would need `work` seconds on them."""
         self._waiting.append(len(self.jobs))
-        self.jobs.append(Job(arrived, asked, work, seen=arrived))
-        self._settled = False
+        self.jobs.append(Job(arrived, int(asked), work, seen=arrived))
 
     def tick(self, now: float, expected: Floats, seen: Floats, tick_s: float, share: bool) -> None:
         """One tick from `now` on. Rates in requests a second, an element an application.
@@ -131,19 +139,15 @@ class Fleet:
             self._wish(service, float(rate), now)
         self._demand = self._demand.then(now, float(sum(service.wanted for service in self.services)))
         lacking = any(service.wanted > service.replicas for service in self.services)
-        if lacking or (share and not self._settled):
-            moves = decide(self._snapshot(), self._spec, now)
-            for move in moves:
+        if lacking or share:
+            for move in decide(self._snapshot(), self._spec, now):
                 self._apply(move, now)
-            self._settled = not (moves or self._waiting or lacking)
         for service, rate in zip(self.services, seen, strict=True):
             _answer(service, float(rate), now, tick_s)
 
     def _wish(self, service: Service, rate: float, now: float) -> None:
         """What the application wants for this rate and for what waits; replicas long unwanted it releases."""
-        wanted = service.staffing.replicas(rate + service.backlog / DRAIN_S)
-        self._settled &= wanted == service.wanted
-        service.wanted = wanted
+        service.wanted = wanted = service.staffing.replicas(rate + service.backlog / DRAIN_S)
         while service.wishes and service.wishes[-1][1] <= wanted:
             service.wishes.pop()
         service.wishes.append((now, wanted))
@@ -162,7 +166,7 @@ class Fleet:
 
     def _run(self, index: int, job: Job) -> Run:
         """What the policy sees of a job; the same until it changes."""
-        elastic = self._physics.elastic
+        elastic = self._is_elastic(job)
         job.run = Run(
             f"{index:07}",
             min_workers=1 if elastic else job.asked,
@@ -171,7 +175,7 @@ class Fleet:
             parkable=self._physics.parkable,
             weight=job.asked,
             since=job.arrived,
-            costs=self._physics.costs,
+            costs=self._costs(job),
             moved=job.moved,
         )
         return job.run
@@ -180,15 +184,19 @@ class Fleet:
         """Carry out a move: every hand-over is over before the next tick."""
         self.moves[move.kind] += 1
         if isinstance(move, Grant):
-            service, costs = self.services[int(move.app)], self._physics.costs
+            service, release_s = self.services[int(move.app)], self._physics.live.release_s if move.awaited else 0.0
             service.replicas += 1
-            service.starting.append((now + self._physics.start_s + (costs.release_s if move.awaited else 0.0), 1))
+            service.starting.append((now + self._physics.start_s + release_s, 1))
         elif isinstance(move, Resize):
-            self._resize(int(move.run), move.to, now, self._pause(move))
+            costs = self._costs(self.jobs[int(move.run)])
+            pause = costs.shrink_pause_s if move.to < move.was else costs.grow_pause_s
+            self._resize(int(move.run), move.to, now, pause)
 
-    def _pause(self, move: Resize) -> float:
-        costs = self._physics.costs
-        return costs.shrink_pause_s if move.to < move.was else costs.grow_pause_s
+    def _is_elastic(self, job: Job) -> bool:
+        return job.asked >= self._physics.elastic_from
+
+    def _costs(self, job: Job) -> Costs:
+        return self._physics.live if self._is_elastic(job) else self._physics.segments
 
     def _resize(self, index: int, workers: int, now: float, pause: float) -> None:
         job = self.jobs[index]
@@ -202,7 +210,7 @@ class Fleet:
         if not workers:
             del self._running[index]
             bisect.insort(self._waiting, index)
-            if not self._physics.elastic:
+            if not self._physics.yields:
                 lost = (now - job.began) % self._physics.checkpoint_every_s
                 job.work += lost
                 self.redone += lost * job.asked
@@ -233,7 +241,6 @@ class Fleet:
                 self.training -= job.workers
                 job.workers = 0
                 del self._running[index]
-                self._settled = False
 
 
 def _answer(service: Service, rate: float, now: float, tick_s: float) -> None:

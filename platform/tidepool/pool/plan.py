@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 
 from tidepool.pool.moves import Grant, Grow, Move, Park, Resume, Shrink, Withdraw
 from tidepool.pool.state import EPSILON, App, Reservation, Run, Snapshot
@@ -190,13 +191,13 @@ class Plan:
 
 def givers_of(plan: Plan, runs: Iterable[Run], bottoms: Mapping[str, int]) -> list[Run]:
     """Runs above their bottom in the order in which they give: lowest priority, cheapest pause, most to spare."""
-    spare = {run.name: over for run in runs if (over := plan.size(run) - bottoms[run.name]) > 0}
-
-    def reluctance(run: Run) -> tuple[float, float, int, str]:
-        over = spare[run.name]
-        return run.priority, run.costs.shrink_pause_s * run.size / over, -over, run.name
-
-    return sorted((run for run in runs if run.name in spare), key=reluctance)
+    ranked = []
+    for run in runs:
+        spare = plan.size(run) - bottoms[run.name]
+        if spare > 0:
+            ranked.append((run.priority, run.costs.shrink_pause_s * run.size / spare, -spare, run.name, run))
+    ranked.sort(key=itemgetter(0, 1, 2, 3))
+    return [run for *_, run in ranked]
 
 
 def _tightest(rooms: Mapping[str, float], size: float) -> str | None:

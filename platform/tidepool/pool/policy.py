@@ -66,7 +66,8 @@ def decide(pool: Snapshot, spec: PolicySpec, now: float) -> list[Move]:
     lent = sum(plan.free.values()) + sum(plan.vacating.values()) + plan.training
     missing = _missing(pool, spec, have, lent)
     serving = sum(have[app.name] * app.per_replica for app in pool.apps)
-    quiet = max(pool.demand.peak(now - spec.hold_s), pool.wanted, serving)
+    needed = serving + sum(app.per_replica for app in missing)
+    quiet = max(pool.demand.peak(now - spec.hold_s), needed)
     least, most = (share * pool.total for share in spec.training_share)
     budget = min(max(lent + serving - quiet, least), lent, most)
     fair = fair_workers(pool.runs, budget, now, spec.patience_s)
@@ -106,16 +107,21 @@ def _missing(pool: Snapshot, spec: PolicySpec, have: Mapping[str, int], lent: fl
     First what is under its own minimum, then by priority; equals by what they have of what they ask for, then the
     tighter SLO.
     """
-    guaranteed = sum([run.guaranteed * run.per_worker for run in pool.runs])
-    budget = lent - max(guaranteed, spec.training_share[0] * pool.total if pool.runs else 0.0)
-    count, missing = dict(have), []
+    count: dict[str, int] = dict(have)
 
     def need(index: int) -> tuple[bool, int, float, float, int]:
         app = pool.apps[index]
         has = count[app.name]
         return has >= app.min_replicas, -app.priority, has / app.asks, app.slo_p99_ms, index
 
-    queue = [need(index) for index, app in enumerate(pool.apps) if have[app.name] < app.asks]
+    largest = max((node.total for node in pool.nodes if not node.closing), default=0.0)
+    holdable = [index for index, app in enumerate(pool.apps) if app.per_replica <= largest + EPSILON]
+    queue = [need(index) for index in holdable if have[pool.apps[index].name] < pool.apps[index].asks]
+    if not queue:
+        return []
+    guaranteed = sum([run.guaranteed * run.per_worker for run in pool.runs])
+    budget = lent - max(guaranteed, spec.training_share[0] * pool.total if pool.runs else 0.0)
+    missing = []
     heapq.heapify(queue)
     while queue:
         *_, index = heapq.heappop(queue)
@@ -148,13 +154,13 @@ def _serve(plan: Plan, pool: Snapshot, missing: Sequence[App], fair: Mapping[str
 def _share(plan: Plan, pool: Snapshot, spec: PolicySpec, fair: Mapping[str, int], budget: float) -> None:
     """Runs over their fair share yield to those that have less than half of theirs; they grow when it is free."""
     room = budget - plan.training
-    poor = [run for run in pool.runs if plan.size(run) * 2 <= fair[run.name] > 0 and _may_grow(plan, run, spec)]
+    poor = [run for run in pool.runs if run.size * 2 <= fair[run.name] > 0 and _may_grow(plan, run, spec)]
     if not poor:
         return
     givers = iter(givers_of(plan, pool.runs, fair))
     for taker in sorted(poor, key=lambda run: (-run.priority, run.since, run.name)):
-        room -= (fair[taker.name] - plan.size(taker)) * taker.per_worker
-        why = f"{taker.name} has {plan.size(taker)} workers, its fair share is {fair[taker.name]}"
+        room -= (fair[taker.name] - taker.size) * taker.per_worker
+        why = f"{taker.name} has {taker.size} workers, its fair share is {fair[taker.name]}"
         while room < -EPSILON and (giver := next(givers, None)):
             if plan.rested(giver, spec.payback * giver.costs.shrink_pause_s):
                 count = min(math.ceil(-room / giver.per_worker - EPSILON), plan.size(giver) - fair[giver.name])
@@ -167,7 +173,7 @@ def _fill(plan: Plan, pool: Snapshot, spec: PolicySpec, fair: Mapping[str, int],
     """Runs grow towards their fair share into free accelerators, the poorest first."""
     if budget - plan.training < EPSILON:
         return
-    poor = [run for run in pool.runs if plan.size(run) < fair[run.name] and _may_grow(plan, run, spec)]
+    poor = [run for run in pool.runs if run.size < fair[run.name] and _may_grow(plan, run, spec)]
     for run in sorted(poor, key=lambda run: (-run.priority, run.size / fair[run.name], run.since, run.name)):
         room = budget - plan.training
         more = min(fair[run.name] - run.size, int((room + EPSILON) / run.per_worker))

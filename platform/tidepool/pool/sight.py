@@ -105,6 +105,20 @@ def reconciled(
     return replace(pool, nodes=nodes, apps=apps, runs=in_order, reservations=tuple(reservations))
 
 
+def is_free_again(pool: Snapshot, places: Places, sight: Sight, held: Mapping[str, Places]) -> bool:
+    """Whether Ray has taken back what was at `places`, which lags behind the end of the processes there.
+
+    `held` are the workers that are still there. What replicas on their way may have taken already counts as free.
+    """
+    apps = tuple(_as_seen(app, sight) for app in pool.apps)
+    coming = _coming(pool, sight)
+    return all(
+        sight.free[node.name] + _held(node.name, apps, pool.runs, held) + coming >= node.total - EPSILON
+        for node in pool.nodes
+        if node.name in places and node.name in sight.total
+    )
+
+
 def _application(kind: str) -> str:
     return kind.removeprefix(REPLICA).split(":")[0]
 
@@ -155,11 +169,17 @@ def _node(
 ) -> Node:
     """The node with what the pool may hand out: what is free and what is the pool's own, nothing that others hold.
 
-    While Ray reserves room for a run that was told to start, it is neither free nor held by processes.
+    While Ray reserves room for a run that was told to start, or starts a replica, it is neither free nor seen as held.
     """
     before = next((node for node in pool.nodes if node.name == name), Node(name, 0.0))
     own = max(sight.free[name] + _held(name, apps, runs, firm), _held(name, apps, runs, told))
+    own = max(own, min(before.total, own + _coming(pool, sight)))
     return replace(before, total=min(sight.total[name], own))
+
+
+def _coming(pool: Snapshot, sight: Sight) -> float:
+    """Accelerators of replicas that don't live yet: Ray may have given them theirs already."""
+    return sum(sight.pending.get(app.name, 0) * app.per_replica for app in pool.apps)
 
 
 def _held(node: str, apps: Iterable[App], runs: Iterable[Run], held: Mapping[str, Places]) -> float:

@@ -12,6 +12,7 @@ The constants are measured (see `state.LIVE` and `state.SEGMENTS`) and are argum
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from tidepool.pool.forecast import ahead
 from tidepool.pool.policy import PolicySpec
 from tidepool.pool.staffing import LatencyCurve, Staffing
 from tidepool.pool.state import LIVE, SEGMENTS, Costs
+from tidepool.pool.tide import Tide
 from tidepool.pool.workload import DAY_S, Jobs
 from tidepool.telemetry.progress import Progress, quiet
 
@@ -33,6 +35,13 @@ Floats = npt.NDArray[np.float64]
 
 CURVE = LatencyCurve((1, 2, 4, 8, 16), (0.8, 0.85, 0.95, 1.2, 1.9), (1.6, 1.7, 1.9, 2.4, 3.8))
 """A replica of a small language model: seconds for an answer with so many in flight."""
+
+NOTE_EVERY_S = 600.0
+"""Between two rows of the tide."""
+LONGEST_S = 2 * DAY_S
+"""Longer jobs are cut to this, or to half of the scenario's days."""
+DRAIN = 3
+"""So many times the scenario's days are simulated if jobs are still there."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,8 @@ class Scenario:
     """A trace as Azure's; generated if there is none."""
     live: Costs = LIVE
     segments: Costs = SEGMENTS
+    elastic_from: int = 1
+    """Where jobs are elastic, those are that ask for so many accelerators or more."""
     replica_start_s: float = 3.0
     tick_s: float = 10.0
     share_every_s: float = 30.0
@@ -107,6 +118,12 @@ class Outcome:
     """What the simulation took."""
     tide: Floats
     """Every ten minutes: seconds, accelerators of training, of serving, requests a second. Shape (rows, 4)."""
+
+    def drawn(self, accelerators: int) -> Tide:
+        """The picture of who held what."""
+        times, training, serving, rate = self.tide.T.tolist()
+        holders = (("serving", serving), ("training", training))
+        return Tide(f"{accelerators:,} accelerators: {self.regime}", times, accelerators, holders, rate)
 
 
 @dataclass(frozen=True)
@@ -187,7 +204,8 @@ def _load(scenario: Scenario) -> _Load:
         if scenario.jobs
         else workload.generate_jobs(max(1000, scenario.accelerators * 20), seconds, scenario.seed)
     )
-    fitted = workload.fit_jobs(jobs, seconds, scenario.load * rest * seconds, max(1, rest // 4), seed=scenario.seed)
+    work, longest = scenario.load * rest * seconds, min(LONGEST_S, seconds / 2)
+    fitted = workload.fit_jobs(jobs, seconds, work, max(1, rest // 4), longest, scenario.seed)
     return _Load(fitted, rates, np.concatenate([rates[:1], forecast[:-1]]), staffing)
 
 
@@ -195,44 +213,65 @@ def _serving(scenario: Scenario) -> int:
     return round(scenario.serving_share * scenario.accelerators)
 
 
+@dataclass
+class _Tally:
+    """What is counted while a regime runs, over the scenario's days; training over the drain after them too."""
+
+    held: float = 0.0
+    """Accelerator-ticks in use."""
+    trained: float = 0.0
+    """Accelerator-seconds of training."""
+    late: float = 0.0
+    tide: list[tuple[float, float, float, float]] = field(default_factory=list)
+
+
 def _run(scenario: Scenario, regime: Regime, load: _Load, progress: Progress) -> Outcome:
-    began = time.perf_counter()
+    """Ticks over the scenario's days, then, as traffic goes on, until the last job is over."""
+    began, tally = time.perf_counter(), _Tally()
+    train, serve = _fleets(scenario, regime, load)
+    ticks, none, arrived = len(load.rates), np.empty(0), 0
+    share_every, note_every = (max(1, round(s / scenario.tick_s)) for s in (scenario.share_every_s, NOTE_EVERY_S))
+    for tick in range(DRAIN * ticks):
+        now, row, share = tick * scenario.tick_s, tick % ticks, tick % share_every == 0
+        while arrived < len(load.jobs) and load.jobs.arrival_s[arrived] <= now:
+            train.submit(*(float(column[arrived]) for column in load.jobs.columns))
+            arrived += 1
+        serve.tick(now, load.expected[row], load.rates[row], scenario.tick_s, share)
+        if train is not serve:
+            train.tick(now, none, none, scenario.tick_s, share)
+        tally.trained += train.training * scenario.tick_s
+        if tick < ticks:
+            tally.held += train.training + serve.serving
+            tally.late = serve.late
+            if tick % note_every == 0:
+                tally.tide.append((now, train.training, serve.serving, float(load.rates[row].sum())))
+                progress(regime.name, tick, ticks)
+        elif not train.active:
+            break
+    progress(regime.name, ticks, ticks)
+    return _outcome(scenario, regime, train, tally, now, time.perf_counter() - began)
+
+
+def _fleets(scenario: Scenario, regime: Regime, load: _Load) -> tuple[Fleet, Fleet]:
+    """(the one that trains, the one that serves): the same one if the pool is shared."""
     services = [Service(load.staffing) for _ in range(scenario.apps)]
     physics = Physics(
-        costs=scenario.live if regime.elastic else scenario.segments,
+        live=scenario.live,
+        segments=scenario.segments,
         start_s=scenario.replica_start_s,
-        elastic=regime.elastic,
+        elastic_from=scenario.elastic_from if regime.elastic else math.inf,
+        yields=regime.elastic,
         parkable=regime.shared,
     )
     if regime.shared:
-        train = serve = Fleet(scenario.accelerators, services, physics, scenario.policy)
-    else:
-        train = Fleet(scenario.accelerators - _serving(scenario), [], physics, scenario.policy)
-        serve = Fleet(_serving(scenario), services, physics, scenario.policy)
-    ticks, every = len(load.rates), max(1, round(scenario.share_every_s / scenario.tick_s))
-    none, arrived = np.empty(0), 0
-    held, tide, training_s = 0, [], 0.0
-    for tick in range(2 * ticks):  # the second half only until the last job is over
-        now = tick * scenario.tick_s
-        while arrived < len(load.jobs) and load.jobs.arrival_s[arrived] <= now:
-            asked, seconds = int(load.jobs.accelerators[arrived]), float(load.jobs.duration_s[arrived])
-            train.submit(float(load.jobs.arrival_s[arrived]), asked, seconds)
-            arrived += 1
-        row = tick % ticks
-        serve.tick(now, load.expected[row], load.rates[row], scenario.tick_s, share=tick % every == 0)
-        if train is not serve:
-            train.tick(now, none, none, scenario.tick_s, share=tick % every == 0)
-        training_s += train.training * scenario.tick_s
-        if tick < ticks:
-            held += train.training + serve.serving
-            if tick % max(1, round(600 / scenario.tick_s)) == 0:
-                tide.append((now, train.training, serve.serving, float(load.rates[row].sum())))
-                progress(regime.name, tick, ticks)
-        if tick == ticks:
-            late = sum(service.late for service in services) / sum(service.requests for service in services)
-        if tick > ticks and not train.active:
-            break
-    progress(regime.name, ticks, ticks)
+        fleet = Fleet(scenario.accelerators, services, physics, scenario.policy)
+        return fleet, fleet
+    serving = _serving(scenario)
+    rest = Fleet(scenario.accelerators - serving, [], physics, scenario.policy)
+    return rest, Fleet(serving, services, physics, scenario.policy)
+
+
+def _outcome(scenario: Scenario, regime: Regime, train: Fleet, tally: _Tally, now: float, took_s: float) -> Outcome:
     waited = np.array(
         [job.waiting + (now - job.seen if not job.ended and not job.workers else 0) for job in train.jobs]
     )
@@ -244,12 +283,12 @@ def _run(scenario: Scenario, regime: Regime, load: _Load, progress: Progress) ->
         queueing_p95_s=float(np.quantile(waited, 0.95)),
         completion_s=float(taken.mean()),
         completion_p95_s=float(np.quantile(taken, 0.95)),
-        unfinished=sum(1 for job in train.jobs if job.ended is None),
-        late=late,
-        used=held / (ticks * scenario.accelerators),
+        unfinished=sum(job.ended is None for job in train.jobs),
+        late=tally.late,
+        used=tally.held / (scenario.days * DAY_S / scenario.tick_s * scenario.accelerators),
         resizes=sum(train.moves[kind] for kind in ("shrink", "park", "grow", "resume")),
-        paused=train.paused / training_s,
-        redone=train.redone / training_s,
-        took_s=time.perf_counter() - began,
-        tide=np.array(tide),
+        paused=train.paused / tally.trained,
+        redone=train.redone / tally.trained,
+        took_s=took_s,
+        tide=np.array(tally.tide),
     )

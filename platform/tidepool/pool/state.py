@@ -238,8 +238,9 @@ class Snapshot:
             for run in self.runs:
                 for node, workers in run.workers.items():
                     free[node] -= workers * run.per_worker
-                for node, workers in run.leaving.items():
-                    vacating[node] = vacating.get(node, 0.0) + workers * run.per_worker
+                if run.leaving:
+                    for node, workers in run.leaving.items():
+                        vacating[node] = vacating.get(node, 0.0) + workers * run.per_worker
             for reservation in self.reservations:
                 free[reservation.node] -= reservation.accelerators - reservation.awaited
                 vacating[reservation.node] = vacating.get(reservation.node, 0.0) - reservation.awaited

@@ -39,6 +39,11 @@ class Jobs:
         return len(self.arrival_s)
 
     @property
+    def columns(self) -> tuple[Floats, Ints, Floats]:
+        """(arrival, accelerators, duration)."""
+        return self.arrival_s, self.accelerators, self.duration_s
+
+    @property
     def work(self) -> float:
         """Accelerator-seconds of all together."""
         return float(self.duration_s @ self.accelerators)
@@ -67,9 +72,7 @@ def generate_jobs(count: int, seconds: float, seed: int = 0) -> Jobs:
     return _in_order(np.resize(arrival[by_day], count), np.maximum(duration, 1.0), size)
 
 
-def fit_jobs(
-    jobs: Jobs, seconds: float, work: float, at_most: int, longest_s: float = 2 * DAY_S, seed: int = 0
-) -> Jobs:
+def fit_jobs(jobs: Jobs, seconds: float, work: float, at_most: int, longest_s: float, seed: int = 0) -> Jobs:
     """A draw from `jobs` that arrives within `seconds` and adds up to about `work` accelerator-seconds.
 
     Drawn with replacement, each at its hour of the week plus up to half an hour, so that any pool's size can be filled;

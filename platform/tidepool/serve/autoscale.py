@@ -22,6 +22,21 @@ REPEAT_S = 2.0
 """A wish that stays the same is told again so often, for a coordinator that has restarted."""
 
 
+def replica_options(resource: str, num_cpus: float) -> dict[str, Any]:
+    """`ray_actor_options` of a replica that holds one of a resource, besides logical CPUs."""
+    if resource == "CPU":
+        return {"num_cpus": num_cpus}
+    held = {"num_gpus": 1} if resource == "GPU" else {"resources": {resource: 1}}
+    return {"num_cpus": num_cpus, **held}
+
+
+def policy(resource: str, num_cpus: float, priority: int, slo_p99_ms: float) -> dict[str, Any]:
+    """`policy` of Serve's autoscaling configuration, for replicas with `replica_options(resource, num_cpus)`."""
+    facts = {"accelerator": resource, "per_replica": num_cpus if resource == "CPU" else 1.0}
+    kwargs = {**facts, "priority": priority, "slo_p99_ms": slo_p99_ms}
+    return {"policy_function": f"{__name__}:{PoolPolicy.__name__}", "policy_kwargs": kwargs}
+
+
 class PoolPolicy:
     """Ray's own policy by queue lengths, which also tells the pool what it wishes."""
 

@@ -1,11 +1,10 @@
 """Adaptive batching in front of one engine; the main path is `Batcher.run`.
 
 A request that finds the engine idle runs at once. While the engine works, requests gather in a `FairQueue`; when it is
-free, the next batch is as large as pays (`Costs.best`) and as the latency objective allows (`Costs.holding`). It may
-wait for those that the last batch answered, if they are wont to be back before their joining has paid for the wait
-(`patience`); a lone client has nobody to wait for. Cheap runs happen on the event loop, since a thread costs 0.1 ms of
-its own; dear ones in a worker thread, with the next full batch on deck, so that the engine doesn't stand idle while
-the event loop is busy.
+free, the next batch is as large as pays (`Costs.best`) and as the latency objective allows (`Costs.holding`); only for
+those that it has just answered may the engine wait (`Patience`). Cheap runs happen on the event loop, since a thread
+costs 0.1 ms of its own; dear ones in a worker thread, with the next full batch on deck, so that the engine doesn't
+stand idle while the event loop is busy.
 
 A batch that fails is halved until the guilty request is alone (`isolate`): only that one gets the error.
 """
@@ -22,18 +21,21 @@ from dataclasses import dataclass
 
 from tidepool.serve.costs import Costs
 from tidepool.serve.isolation import isolate
+from tidepool.serve.patience import Patience
 from tidepool.serve.protocol import Tensors
 from tidepool.serve.queueing import FairQueue, Ticket, try_later
-from tidepool.serve.stacking import Stacking, weight
+from tidepool.serve.stacking import Group, Stacking, weight
 
 INLINE_S = 0.002
 """Runs that are predicted to take longer go to a worker thread."""
 RECHOOSE_RUNS = 16
 """Runs after which the limit of a batch is chosen anew."""
-SHORTEST_WAIT_S = 1e-4
-"""Waits that are not worth a timer."""
-RETURN_WEIGHT = 0.125
-"""Weight of the latest return in the running mean of the time that returns take."""
+GATHER_S = 4e-5
+"""Runs that are predicted to take less never gather: to wait in the queue costs as much (benchmarks/serving)."""
+PRUDENCE = 1.1
+"""Predicted over expected time of the work in the queue: a late answer wastes the engine, a refusal doesn't."""
+MEAN_WEIGHT = 0.125
+"""Weight of the latest batch in the running mean of their sizes."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -95,11 +97,7 @@ class Batcher:
         """Whether the last batch was of more than one request."""
         self._usual_size = 1.0
         """Of a batch: a running mean."""
-        self._answered, self._returned = 0, 0
-        """Requests in the batch that was answered last, and requests that have come since."""
-        self._answered_at = -math.inf
-        self._return_s = slo_s
-        """Seconds that it takes until as many have come as were answered: a running mean."""
+        self._patience = Patience(slo_s)
         self._wake: asyncio.Handle | None = None
         """The coming call of `_next`."""
         self._patient = False
@@ -117,14 +115,13 @@ class Batcher:
         group = self._stacking.group(inputs)
         size = self._stacking.size(group, rows)
         loop = asyncio.get_running_loop()
-        if self._wake is None and not self._jobs and not self._company and self._is_cheap(size):
-            # What else arrives in this pass of the event loop gathers, and is run at its end.
-            self._wake = loop.call_soon(self._next)
-            began = self._clock()
-            joined = self._stacking.join([inputs], group)
-            outputs = self._stacking.split(self._call(joined), [inputs], [rows])[0]
-            self.costs.observe(size, self._clock() - began)
-            return outputs
+        if self.costs.runs and not self._jobs and not self._queue:
+            seconds = self.costs.seconds(size)
+            if seconds <= GATHER_S:
+                return self._run_alone(inputs, group, rows, size)
+            if seconds <= self._inline_s and self._wake is None and not self._company:
+                self._wake = loop.call_soon(self._next)  # for those that arrive in this same pass of the event loop
+                return self._run_alone(inputs, group, rows, size)
         waiting = _Waiting(
             inputs=inputs,
             rows=rows,
@@ -149,14 +146,18 @@ class Batcher:
         seconds = self._busy_s(self._clock()) + self._drain(self._queue.size)
         return Load(len(self._queue), self._queue.bytes, seconds)
 
+    def _run_alone(self, inputs: Tensors, group: Group, rows: int, size: int) -> Tensors:
+        began = self._clock()
+        outputs = self._call(self._stacking.join([inputs], group))
+        self.costs.observe(size, self._clock() - began)
+        return self._stacking.split(outputs, [inputs], [rows])[0]
+
     def _enqueue(self, waiting: _Waiting, loop: asyncio.AbstractEventLoop) -> None:
         now = self._clock()
         for gone in self._queue.push(waiting, now, self._busy_s(now)):
             _settle(gone, try_later("the queue is full, and others use less of it", self._drain(self._queue.size)))
-        self._returned += 1
-        if self._returned == self._answered:
-            self._learn_return(now - self._answered_at)
-        if self._has_room() and (self._wake is None or (self._patient and self._patience(now) == 0)):
+        self._patience.arrived(now)
+        if self._has_room() and (self._wake is None or (self._patient and self._wait_s(now) == 0)):
             self._wake_up(loop)
 
     def _wake_up(self, loop: asyncio.AbstractEventLoop, delay_s: float = 0.0) -> None:
@@ -171,23 +172,25 @@ class Batcher:
         if self._wake is not None:
             self._wake.cancel()
             self._wake = None
+        if not self._queue:
+            return
         loop = asyncio.get_running_loop()
         while self._queue and self._has_room():
             now = self._clock()
             self._choose_limit()
             size = min(self._queue.size, self.limit)
             cheap = not self._jobs and self._is_cheap(size)
-            wait_s = 0.0 if cheap or self._jobs else self._patience(now)
+            wait_s = 0.0 if cheap or self._jobs else self._wait_s(now)
             if wait_s > 0:
                 self._wake_up(loop, wait_s)
                 return
             alone = not self._jobs and len(self._queue) == 1
-            ready = -math.inf if alone else now + self._busy_s(now) + self.costs.seconds(size)
+            ready = -math.inf if alone else now + self._busy_s(now) + self.costs.expected(size)
             batch, late = self._queue.take(self.limit, ready)
             for waiting in late:
                 _settle(waiting, try_later("the deadline passed in the queue", self._drain(self._queue.size)))
             self._company = len(batch) + len(late) > 1
-            self._usual_size += RETURN_WEIGHT * (size - self._usual_size)
+            self._usual_size += MEAN_WEIGHT * (size - self._usual_size)
             if cheap and batch:
                 self._run_inline(batch, loop)
                 if self._queue:
@@ -213,7 +216,7 @@ class Batcher:
     def _submit(self, batch: list[_Waiting], loop: asyncio.AbstractEventLoop) -> None:
         if not self._jobs:
             self._began = self._clock()
-        self._jobs.append(self.costs.seconds(sum(waiting.size for waiting in batch)))
+        self._jobs.append(self.costs.expected(sum(waiting.size for waiting in batch)))
         self._pool.submit(self._work, batch, loop)
 
     def _work(self, batch: list[_Waiting], loop: asyncio.AbstractEventLoop) -> None:
@@ -225,11 +228,8 @@ class Batcher:
 
     def _finish(self, batch: list[_Waiting], outcomes: list[Tensors | Exception], seconds: float) -> None:
         self._jobs.popleft()
-        now = self._clock()
-        if self._returned < self._answered:
-            self._learn_return(2 * (now - self._answered_at))  # they may still come
-        self._began = self._answered_at = now
-        self._answered, self._returned = len(batch), 0
+        self._began = self._clock()
+        self._patience.answered(len(batch), self._began)
         if batch and not any(isinstance(outcome, Exception) for outcome in outcomes):
             self.costs.observe(sum(waiting.size for waiting in batch), seconds)
         for waiting, outcome in zip(batch, outcomes, strict=True):
@@ -241,16 +241,8 @@ class Batcher:
         outputs = self._call(self._stacking.join(requests, batch[0].group))
         return self._stacking.split(outputs, requests, [waiting.rows for waiting in batch])
 
-    def _patience(self, now: float) -> float:
-        size, more = self._queue.size, self._answered - self._returned
-        if more <= 0 or size >= self.limit:
-            return 0.0
-        more = min(more * size // len(self._queue), self.limit - size)
-        slack_s = self._slo_s - self.costs.excess_s - 2 * self.costs.seconds(size + more)
-        return patience(now - self._answered_at, self._return_s, self.costs.saving(size, more), slack_s)
-
-    def _learn_return(self, seconds: float) -> None:
-        self._return_s += RETURN_WEIGHT * (min(seconds, self._slo_s) - self._return_s)
+    def _wait_s(self, now: float) -> float:
+        return self._patience.wait_s(now, len(self._queue), self._queue.size, self.limit, self.costs)
 
     def _choose_limit(self) -> None:
         if self.costs.runs - self._chosen_at < RECHOOSE_RUNS < self.costs.runs / 4:
@@ -267,24 +259,13 @@ class Batcher:
 
     def _drain(self, size: int) -> float:
         usual = min(int(self._usual_size), self.limit)
-        return self.costs.drain(size, self.limit, usual) / self._workers + self.costs.excess_s
+        return PRUDENCE * self.costs.drain(size, self.limit, usual) / self._workers + self.costs.excess_s
 
     def _busy_s(self, now: float) -> float:
         """Predicted seconds until the worker threads have done what they have."""
         if not self._jobs:
             return 0.0
         return (sum(self._jobs) - min(now - self._began, self._jobs[0])) / self._workers
-
-
-def patience(since_s: float, return_s: float, saving_s: float, slack_s: float) -> float:
-    """Seconds that an idle engine should still wait for those whom it answered `since_s` ago.
-
-    They take `return_s` to return, on average: so at most twice that. It is worth it if what is left of it is less than
-    the engine saves by running them together with those who wait (`saving_s`). `slack_s` is what the latency objective
-    leaves, from the answer on.
-    """
-    wait_s = min(2 * return_s - since_s, saving_s, slack_s - since_s)
-    return wait_s if return_s - since_s < saving_s and wait_s > SHORTEST_WAIT_S else 0.0
 
 
 def _settle(waiting: _Waiting, outcome: Tensors | Exception) -> None:

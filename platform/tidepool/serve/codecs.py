@@ -20,6 +20,7 @@ from tidepool.serve.protocol import InferRequest, InferResponse, Parameters, Req
 
 _KINDS = {"b": "b", "i": "iu", "u": "iu", "f": "fiu"}
 """Kind of the wanted dtype to the kinds that JSON numbers may parse to."""
+MOST_AXES, MOST_VALUES = 32, 2**40
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 
 
@@ -170,8 +171,8 @@ def _numbers(name: str, datatype: str, dtype: np.dtype[Any], data: list[Any]) ->
         parsed = np.array(data)
     except (ValueError, TypeError, OverflowError):
         raise InvalidRequest(f"the data of input {name} is ragged or not {datatype}") from None
-    if not data:
-        return np.empty(0, dtype)
+    if not parsed.size:
+        return np.empty(parsed.shape, dtype)
     if datatype == "UINT64" and parsed.dtype.kind == "f":
         parsed = _large_integers(parsed, data)
     if parsed.dtype.kind not in _KINDS[dtype.kind]:
@@ -253,6 +254,9 @@ def _decode_outputs(document: object) -> list[RequestedOutput] | None:
 def _shape(name: str, shape: object) -> tuple[int, ...]:
     if not isinstance(shape, list) or not all(_is_int(n) and 0 <= n < 2**31 for n in shape):
         raise InvalidRequest(f"input {name} has no proper shape", seen=shape, allowed="a list of lengths")
+    # numpy's own bounds, which hold for empty tensors as well: a zero beside huge lengths is refused too.
+    if len(shape) > MOST_AXES or math.prod(length or 1 for length in shape) > MOST_VALUES:
+        raise InvalidRequest(f"the shape of input {name} is too large", seen=f"{len(shape)} axes", allowed=MOST_AXES)
     return tuple(shape)
 
 

@@ -1,10 +1,10 @@
 """What a run of the engine costs: seconds as a function of the batch's size, learned from the runs themselves.
 
 Sizes are counted in whatever the caller counts in (rows; elements where rows differ in length). They fall into
-buckets, one a doubling. A bucket keeps its last few runs; their median size and median seconds make a knot, and the
-cost curve is the line through the knots. Medians, because a pause or a neighbour on the machine makes single runs many
-times slower; and the median of the seconds belongs to the median of the sizes for any curve that rises, so that runs
-of different sizes may share a bucket.
+buckets, one a doubling. A bucket keeps its last few runs; the lower third (the 33rd percentile) of their sizes and
+that of their seconds make a knot, and the cost curve is the line through the knots. A low percentile, because a pause
+or a neighbour on the machine makes runs slower, many times even, and nothing makes them faster; and that of the seconds
+belongs to that of the sizes for any curve that rises, so that runs of different sizes may share a bucket.
 
 What has not been measured is thought well of, so that it is tried: beyond the largest knot the curve goes on
 as it last rose, and a size that was found slow is forgotten after many runs of the next smaller one.
@@ -18,18 +18,20 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-KEPT = 31
+KEPT = 15
 """Runs that a bucket remembers."""
 TRUSTED = 3
 """Runs that a bucket needs to make a knot: the first of a new size often allocates and says little."""
-PROBE_RUNS = 1000
-"""Runs of a bucket after which the next larger one is forgotten, if it was not run meanwhile."""
+PROBE_RUNS = 200
+"""Runs of a bucket after which the next larger knot is forgotten, if it was not run meanwhile."""
 AS_GOOD = 0.98
 """A smaller size with this share of the best throughput is preferred: it answers sooner."""
 LADDER = [1, *sorted(scale << power for scale in (2, 3) for power in range(24))]
 """The sizes to choose from: 1, 2, 3, 4, 6, 8, 12, 16, 24, ..."""
 TAIL = 0.99
-"""The share of runs that take at most `Costs.excess_s` longer than predicted."""
+"""The share of runs that take at most `Costs.excess_s` longer than expected."""
+MEAN_WEIGHT = 0.02
+"""Weight of the latest run in the running mean of measured over predicted seconds."""
 EXCESS_STEP = 0.05
 """Step in learning that excess, in predicted run times."""
 
@@ -41,8 +43,10 @@ class Costs:
 
     def __init__(self) -> None:
         self.runs = 0
+        self.slowness = 1.0
+        """Mean seconds of a run over those of an undisturbed one."""
         self.excess_s = 0.0
-        """99 of 100 runs take at most this much longer than predicted: pauses, neighbours on the machine."""
+        """99 of 100 runs take at most this much longer than expected: pauses, neighbours on the machine."""
         self._buckets: dict[int, _Bucket] = {}
         self._numbers: list[int] = []
         self._sizes: list[int] = []
@@ -55,20 +59,24 @@ class Costs:
         bucket = self._buckets.get(number)
         if bucket is None:
             bucket = self._buckets[number] = _Bucket()
-        median = bucket.add(size, seconds)
+        knot = bucket.add(size, seconds)
         at = bisect_left(self._numbers, number)
         if at < len(self._numbers) and self._numbers[at] == number:
-            self._learn_excess(size, seconds)
-            self._sizes[at], self._seconds[at] = median
-            if at + 1 < len(self._numbers) and self._numbers[at + 1] == number + 1:
+            self._compare(seconds, self.seconds(size))
+            self._sizes[at], self._seconds[at] = knot
+            if at + 1 < len(self._numbers):
                 self._pass_over(at + 1)
         elif bucket.runs >= TRUSTED or not self._numbers:
             self._numbers.insert(at, number)
-            self._sizes.insert(at, median[0])
-            self._seconds.insert(at, median[1])
+            self._sizes.insert(at, knot[0])
+            self._seconds.insert(at, knot[1])
+
+    def expected(self, size: int) -> float:
+        """The mean seconds of a run as things are; 0 while nothing is known."""
+        return self.slowness * self.seconds(size)
 
     def seconds(self, size: int) -> float:
-        """The predicted seconds of a run; 0 while nothing is known."""
+        """The seconds of an undisturbed run; 0 while nothing is known."""
         sizes, seconds = self._sizes, self._seconds
         at = bisect_left(sizes, size)
         if at < len(sizes):
@@ -99,7 +107,7 @@ class Costs:
     def drain(self, size: int, limit: int, company: int = 0) -> float:
         """Seconds that work of this size takes in runs of at most `limit`, the last filled up by `company`."""
         runs, rest = divmod(size, limit)
-        return runs * self.seconds(limit) + (self.seconds(max(rest, company)) if rest else 0.0)
+        return runs * self.expected(limit) + (self.expected(max(rest, company)) if rest else 0.0)
 
     def saving(self, size: int, more: int) -> float:
         """Seconds of the engine that `more` save by joining a run of `size`.
@@ -126,10 +134,14 @@ class Costs:
         slope = (self._seconds[-1] - self._seconds[-2]) / (self._sizes[-1] - self._sizes[-2])
         return min(max(slope, proportional / 4), proportional)
 
-    def _learn_excess(self, size: int, seconds: float) -> None:
-        """Stochastic approximation of a quantile (Robbins and Monro, 1951): at rest when 1 run in 100 is longer."""
-        predicted = self.seconds(size)
-        if seconds > predicted + self.excess_s:
+    def _compare(self, seconds: float, predicted: float) -> None:
+        """Learn how runs differ from undisturbed ones.
+
+        The excess is a quantile by stochastic approximation (Robbins and Monro, 1951): at rest when 1 run in 100 is
+        longer.
+        """
+        self.slowness += MEAN_WEIGHT * (seconds / max(predicted, 1e-9) - self.slowness)
+        if seconds > self.slowness * predicted + self.excess_s:
             self.excess_s += EXCESS_STEP * TAIL * predicted
         elif self.excess_s > 0.0:
             self.excess_s -= EXCESS_STEP * (1 - TAIL) * predicted
@@ -152,7 +164,7 @@ class _Bucket:
         self._seconds: _Window[float] = _Window()
 
     def add(self, size: int, seconds: float) -> tuple[int, float]:
-        """Remember a run; returns the median size and the median seconds."""
+        """Remember a run; returns the lower third of the sizes and of the seconds."""
         self.passed_over = 0
         self.runs += 1
         return self._sizes.add(size), self._seconds.add(seconds)
@@ -166,7 +178,7 @@ class _Window(Generic[Number]):
         self._ordered: list[Number] = []
 
     def add(self, value: Number) -> Number:
-        """Remember a value; returns the (lower) median."""
+        """Remember a value; returns the lower third."""
         recent, ordered = self._recent, self._ordered
         recent.append(value)
         oldest = recent.popleft() if len(recent) > KEPT else None
@@ -174,7 +186,7 @@ class _Window(Generic[Number]):
             if oldest is not None:
                 del ordered[bisect_left(ordered, oldest)]
             insort(ordered, value)
-        return ordered[(len(ordered) - 1) // 2]
+        return ordered[(len(ordered) - 1) // 3]
 
 
 def calibrate(

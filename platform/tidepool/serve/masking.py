@@ -88,7 +88,9 @@ def _compile(name: str, rule: str, key: bytes) -> Callable[[Values], Values | No
     try:
         pattern = re.compile(expression.encode())
     except re.error as error:
-        raise SpecError(f"the pattern of field {name} is no regular expression", seen=f"{expression}: {error}") from None
+        raise SpecError(
+            f"the pattern of field {name} is no regular expression", seen=f"{expression}: {error}"
+        ) from None
     return lambda values: _blotted(values, pattern)
 
 

@@ -122,5 +122,6 @@ class Stacking:
 def weight(tensors: Tensors) -> int:
     """The bytes that tensors hold."""
     return sum(
-        sum(map(len, values.reshape(-1))) if values.dtype == np.object_ else values.nbytes for values in tensors.values()
+        sum(map(len, values.reshape(-1))) if values.dtype == np.object_ else values.nbytes
+        for values in tensors.values()
     )

@@ -1,8 +1,10 @@
-from google.protobuf.internal import containers as _containers
+from collections.abc import Iterable as _Iterable
+from collections.abc import Mapping as _Mapping
+from typing import ClassVar as _ClassVar
+
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from google.protobuf.internal import containers as _containers
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -32,7 +34,7 @@ class ModelReadyRequest(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: str | None = ..., version: str | None = ...) -> None: ...
 
 class ModelReadyResponse(_message.Message):
     __slots__ = ("ready",)
@@ -45,7 +47,7 @@ class ServerMetadataRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ServerMetadataResponse(_message.Message):
-    __slots__ = ("name", "version", "extensions")
+    __slots__ = ("extensions", "name", "version")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     EXTENSIONS_FIELD_NUMBER: _ClassVar[int]
@@ -53,7 +55,7 @@ class ServerMetadataResponse(_message.Message):
     version: str
     extensions: _containers.RepeatedScalarFieldContainer[str]
     def __init__(
-        self, name: _Optional[str] = ..., version: _Optional[str] = ..., extensions: _Optional[_Iterable[str]] = ...
+        self, name: str | None = ..., version: str | None = ..., extensions: _Iterable[str] | None = ...
     ) -> None: ...
 
 class ModelMetadataRequest(_message.Message):
@@ -62,12 +64,12 @@ class ModelMetadataRequest(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: str | None = ..., version: str | None = ...) -> None: ...
 
 class ModelMetadataResponse(_message.Message):
-    __slots__ = ("name", "versions", "platform", "inputs", "outputs", "properties")
+    __slots__ = ("inputs", "name", "outputs", "platform", "properties", "versions")
     class TensorMetadata(_message.Message):
-        __slots__ = ("name", "datatype", "shape")
+        __slots__ = ("datatype", "name", "shape")
         NAME_FIELD_NUMBER: _ClassVar[int]
         DATATYPE_FIELD_NUMBER: _ClassVar[int]
         SHAPE_FIELD_NUMBER: _ClassVar[int]
@@ -75,7 +77,7 @@ class ModelMetadataResponse(_message.Message):
         datatype: str
         shape: _containers.RepeatedScalarFieldContainer[int]
         def __init__(
-            self, name: _Optional[str] = ..., datatype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...
+            self, name: str | None = ..., datatype: str | None = ..., shape: _Iterable[int] | None = ...
         ) -> None: ...
 
     class PropertiesEntry(_message.Message):
@@ -84,7 +86,7 @@ class ModelMetadataResponse(_message.Message):
         VALUE_FIELD_NUMBER: _ClassVar[int]
         key: str
         value: str
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+        def __init__(self, key: str | None = ..., value: str | None = ...) -> None: ...
 
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
@@ -100,27 +102,25 @@ class ModelMetadataResponse(_message.Message):
     properties: _containers.ScalarMap[str, str]
     def __init__(
         self,
-        name: _Optional[str] = ...,
-        versions: _Optional[_Iterable[str]] = ...,
-        platform: _Optional[str] = ...,
-        inputs: _Optional[_Iterable[_Union[ModelMetadataResponse.TensorMetadata, _Mapping]]] = ...,
-        outputs: _Optional[_Iterable[_Union[ModelMetadataResponse.TensorMetadata, _Mapping]]] = ...,
-        properties: _Optional[_Mapping[str, str]] = ...,
+        name: str | None = ...,
+        versions: _Iterable[str] | None = ...,
+        platform: str | None = ...,
+        inputs: _Iterable[ModelMetadataResponse.TensorMetadata | _Mapping] | None = ...,
+        outputs: _Iterable[ModelMetadataResponse.TensorMetadata | _Mapping] | None = ...,
+        properties: _Mapping[str, str] | None = ...,
     ) -> None: ...
 
 class ModelInferRequest(_message.Message):
-    __slots__ = ("model_name", "model_version", "id", "parameters", "inputs", "outputs", "raw_input_contents")
+    __slots__ = ("id", "inputs", "model_name", "model_version", "outputs", "parameters", "raw_input_contents")
     class InferInputTensor(_message.Message):
-        __slots__ = ("name", "datatype", "shape", "parameters", "contents")
+        __slots__ = ("contents", "datatype", "name", "parameters", "shape")
         class ParametersEntry(_message.Message):
             __slots__ = ("key", "value")
             KEY_FIELD_NUMBER: _ClassVar[int]
             VALUE_FIELD_NUMBER: _ClassVar[int]
             key: str
             value: InferParameter
-            def __init__(
-                self, key: _Optional[str] = ..., value: _Optional[_Union[InferParameter, _Mapping]] = ...
-            ) -> None: ...
+            def __init__(self, key: str | None = ..., value: InferParameter | _Mapping | None = ...) -> None: ...
 
         NAME_FIELD_NUMBER: _ClassVar[int]
         DATATYPE_FIELD_NUMBER: _ClassVar[int]
@@ -134,11 +134,11 @@ class ModelInferRequest(_message.Message):
         contents: InferTensorContents
         def __init__(
             self,
-            name: _Optional[str] = ...,
-            datatype: _Optional[str] = ...,
-            shape: _Optional[_Iterable[int]] = ...,
-            parameters: _Optional[_Mapping[str, InferParameter]] = ...,
-            contents: _Optional[_Union[InferTensorContents, _Mapping]] = ...,
+            name: str | None = ...,
+            datatype: str | None = ...,
+            shape: _Iterable[int] | None = ...,
+            parameters: _Mapping[str, InferParameter] | None = ...,
+            contents: InferTensorContents | _Mapping | None = ...,
         ) -> None: ...
 
     class InferRequestedOutputTensor(_message.Message):
@@ -149,17 +149,13 @@ class ModelInferRequest(_message.Message):
             VALUE_FIELD_NUMBER: _ClassVar[int]
             key: str
             value: InferParameter
-            def __init__(
-                self, key: _Optional[str] = ..., value: _Optional[_Union[InferParameter, _Mapping]] = ...
-            ) -> None: ...
+            def __init__(self, key: str | None = ..., value: InferParameter | _Mapping | None = ...) -> None: ...
 
         NAME_FIELD_NUMBER: _ClassVar[int]
         PARAMETERS_FIELD_NUMBER: _ClassVar[int]
         name: str
         parameters: _containers.MessageMap[str, InferParameter]
-        def __init__(
-            self, name: _Optional[str] = ..., parameters: _Optional[_Mapping[str, InferParameter]] = ...
-        ) -> None: ...
+        def __init__(self, name: str | None = ..., parameters: _Mapping[str, InferParameter] | None = ...) -> None: ...
 
     class ParametersEntry(_message.Message):
         __slots__ = ("key", "value")
@@ -167,9 +163,7 @@ class ModelInferRequest(_message.Message):
         VALUE_FIELD_NUMBER: _ClassVar[int]
         key: str
         value: InferParameter
-        def __init__(
-            self, key: _Optional[str] = ..., value: _Optional[_Union[InferParameter, _Mapping]] = ...
-        ) -> None: ...
+        def __init__(self, key: str | None = ..., value: InferParameter | _Mapping | None = ...) -> None: ...
 
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -187,28 +181,26 @@ class ModelInferRequest(_message.Message):
     raw_input_contents: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(
         self,
-        model_name: _Optional[str] = ...,
-        model_version: _Optional[str] = ...,
-        id: _Optional[str] = ...,
-        parameters: _Optional[_Mapping[str, InferParameter]] = ...,
-        inputs: _Optional[_Iterable[_Union[ModelInferRequest.InferInputTensor, _Mapping]]] = ...,
-        outputs: _Optional[_Iterable[_Union[ModelInferRequest.InferRequestedOutputTensor, _Mapping]]] = ...,
-        raw_input_contents: _Optional[_Iterable[bytes]] = ...,
+        model_name: str | None = ...,
+        model_version: str | None = ...,
+        id: str | None = ...,
+        parameters: _Mapping[str, InferParameter] | None = ...,
+        inputs: _Iterable[ModelInferRequest.InferInputTensor | _Mapping] | None = ...,
+        outputs: _Iterable[ModelInferRequest.InferRequestedOutputTensor | _Mapping] | None = ...,
+        raw_input_contents: _Iterable[bytes] | None = ...,
     ) -> None: ...
 
 class ModelInferResponse(_message.Message):
-    __slots__ = ("model_name", "model_version", "id", "parameters", "outputs", "raw_output_contents")
+    __slots__ = ("id", "model_name", "model_version", "outputs", "parameters", "raw_output_contents")
     class InferOutputTensor(_message.Message):
-        __slots__ = ("name", "datatype", "shape", "parameters", "contents")
+        __slots__ = ("contents", "datatype", "name", "parameters", "shape")
         class ParametersEntry(_message.Message):
             __slots__ = ("key", "value")
             KEY_FIELD_NUMBER: _ClassVar[int]
             VALUE_FIELD_NUMBER: _ClassVar[int]
             key: str
             value: InferParameter
-            def __init__(
-                self, key: _Optional[str] = ..., value: _Optional[_Union[InferParameter, _Mapping]] = ...
-            ) -> None: ...
+            def __init__(self, key: str | None = ..., value: InferParameter | _Mapping | None = ...) -> None: ...
 
         NAME_FIELD_NUMBER: _ClassVar[int]
         DATATYPE_FIELD_NUMBER: _ClassVar[int]
@@ -222,11 +214,11 @@ class ModelInferResponse(_message.Message):
         contents: InferTensorContents
         def __init__(
             self,
-            name: _Optional[str] = ...,
-            datatype: _Optional[str] = ...,
-            shape: _Optional[_Iterable[int]] = ...,
-            parameters: _Optional[_Mapping[str, InferParameter]] = ...,
-            contents: _Optional[_Union[InferTensorContents, _Mapping]] = ...,
+            name: str | None = ...,
+            datatype: str | None = ...,
+            shape: _Iterable[int] | None = ...,
+            parameters: _Mapping[str, InferParameter] | None = ...,
+            contents: InferTensorContents | _Mapping | None = ...,
         ) -> None: ...
 
     class ParametersEntry(_message.Message):
@@ -235,9 +227,7 @@ class ModelInferResponse(_message.Message):
         VALUE_FIELD_NUMBER: _ClassVar[int]
         key: str
         value: InferParameter
-        def __init__(
-            self, key: _Optional[str] = ..., value: _Optional[_Union[InferParameter, _Mapping]] = ...
-        ) -> None: ...
+        def __init__(self, key: str | None = ..., value: InferParameter | _Mapping | None = ...) -> None: ...
 
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -253,16 +243,16 @@ class ModelInferResponse(_message.Message):
     raw_output_contents: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(
         self,
-        model_name: _Optional[str] = ...,
-        model_version: _Optional[str] = ...,
-        id: _Optional[str] = ...,
-        parameters: _Optional[_Mapping[str, InferParameter]] = ...,
-        outputs: _Optional[_Iterable[_Union[ModelInferResponse.InferOutputTensor, _Mapping]]] = ...,
-        raw_output_contents: _Optional[_Iterable[bytes]] = ...,
+        model_name: str | None = ...,
+        model_version: str | None = ...,
+        id: str | None = ...,
+        parameters: _Mapping[str, InferParameter] | None = ...,
+        outputs: _Iterable[ModelInferResponse.InferOutputTensor | _Mapping] | None = ...,
+        raw_output_contents: _Iterable[bytes] | None = ...,
     ) -> None: ...
 
 class InferParameter(_message.Message):
-    __slots__ = ("bool_param", "int64_param", "string_param", "double_param", "uint64_param")
+    __slots__ = ("bool_param", "double_param", "int64_param", "string_param", "uint64_param")
     BOOL_PARAM_FIELD_NUMBER: _ClassVar[int]
     INT64_PARAM_FIELD_NUMBER: _ClassVar[int]
     STRING_PARAM_FIELD_NUMBER: _ClassVar[int]
@@ -276,22 +266,22 @@ class InferParameter(_message.Message):
     def __init__(
         self,
         bool_param: bool = ...,
-        int64_param: _Optional[int] = ...,
-        string_param: _Optional[str] = ...,
-        double_param: _Optional[float] = ...,
-        uint64_param: _Optional[int] = ...,
+        int64_param: int | None = ...,
+        string_param: str | None = ...,
+        double_param: float | None = ...,
+        uint64_param: int | None = ...,
     ) -> None: ...
 
 class InferTensorContents(_message.Message):
     __slots__ = (
         "bool_contents",
-        "int_contents",
-        "int64_contents",
-        "uint_contents",
-        "uint64_contents",
+        "bytes_contents",
         "fp32_contents",
         "fp64_contents",
-        "bytes_contents",
+        "int64_contents",
+        "int_contents",
+        "uint64_contents",
+        "uint_contents",
     )
     BOOL_CONTENTS_FIELD_NUMBER: _ClassVar[int]
     INT_CONTENTS_FIELD_NUMBER: _ClassVar[int]
@@ -311,12 +301,12 @@ class InferTensorContents(_message.Message):
     bytes_contents: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(
         self,
-        bool_contents: _Optional[_Iterable[bool]] = ...,
-        int_contents: _Optional[_Iterable[int]] = ...,
-        int64_contents: _Optional[_Iterable[int]] = ...,
-        uint_contents: _Optional[_Iterable[int]] = ...,
-        uint64_contents: _Optional[_Iterable[int]] = ...,
-        fp32_contents: _Optional[_Iterable[float]] = ...,
-        fp64_contents: _Optional[_Iterable[float]] = ...,
-        bytes_contents: _Optional[_Iterable[bytes]] = ...,
+        bool_contents: _Iterable[bool] | None = ...,
+        int_contents: _Iterable[int] | None = ...,
+        int64_contents: _Iterable[int] | None = ...,
+        uint_contents: _Iterable[int] | None = ...,
+        uint64_contents: _Iterable[int] | None = ...,
+        fp32_contents: _Iterable[float] | None = ...,
+        fp64_contents: _Iterable[float] | None = ...,
+        bytes_contents: _Iterable[bytes] | None = ...,
     ) -> None: ...
