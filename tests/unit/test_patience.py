@@ -71,6 +71,6 @@ def test_those_who_stay_away_are_given_up(costs: Costs) -> None:
 
 
 def test_the_latency_objective_comes_before_throughput() -> None:
-    assert worth(since_s=0.0, return_s=0.002, saving_s=0.01, slack_s=1.0) == 0.004
-    assert worth(since_s=0.0, return_s=0.002, saving_s=0.01, slack_s=0.001) == 0.001
-    assert worth(since_s=0.0, return_s=0.002, saving_s=0.01, slack_s=-0.001) == 0
+    assert worth(since_s=0.0, return_s=0.002, gain_s=0.01, slack_s=1.0) == 0.004
+    assert worth(since_s=0.0, return_s=0.002, gain_s=0.01, slack_s=0.001) == 0.001
+    assert worth(since_s=0.0, return_s=0.002, gain_s=0.01, slack_s=-0.001) == 0

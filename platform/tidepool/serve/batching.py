@@ -29,7 +29,7 @@ from tidepool.serve.stacking import Group, Stacking, weight
 INLINE_S = 0.002
 """Runs that are predicted to take longer go to a worker thread."""
 RECHOOSE_RUNS = 16
-"""Runs after which the limit of a batch is chosen anew."""
+"""Cheap runs after which the limit of a batch is chosen anew; dear ones are worth it each time."""
 GATHER_S = 4e-5
 """Runs that are predicted to take less never gather: to wait in the queue costs as much (benchmarks/serving)."""
 PRUDENCE = 1.1
@@ -245,10 +245,10 @@ class Batcher:
         return self._patience.wait_s(now, len(self._queue), self._queue.size, self.limit, self.costs)
 
     def _choose_limit(self) -> None:
-        if self.costs.runs - self._chosen_at < RECHOOSE_RUNS < self.costs.runs / 4:
-            return
-        self._chosen_at = self.costs.runs
-        self.limit = min(self.costs.best(self._largest), self.costs.holding(self._slo_s, self._largest))
+        dear = not self._is_cheap(self.limit)
+        if self.costs.runs - self._chosen_at >= (1 if dear else RECHOOSE_RUNS):
+            self._chosen_at = self.costs.runs
+            self.limit = min(self.costs.best(self._largest), self.costs.holding(self._slo_s, self._largest))
 
     def _has_room(self) -> bool:
         spare = self._workers - len(self._jobs)

@@ -2,8 +2,9 @@
 
 Clients that ask again as soon as they have their answer come back shortly after one another. Were the engine to start
 with those who wait already, two groups would take turns ever after, each batch half as large as it could be. So it
-waits for the others, if they are wont to be back before their joining has paid for the wait. Where requests come from
-many independent clients they take longer than that, and a lone client has nobody to wait for: then nobody waits.
+waits for the others, if they are wont to be back soon: before their joining has paid for the wait, and within half the
+time of the run that waits. Where requests come from many independent clients as many take longer to come, and a lone
+client has nobody to wait for: then nobody waits.
 """
 
 from __future__ import annotations
@@ -46,18 +47,20 @@ class Patience:
             return 0.0
         more = min(missing * size // requests, limit - size)
         slack_s = self._slo_s - costs.excess_s - 2 * costs.expected(size + more)
-        return worth(now - self._since, self._return_s, costs.saving(size, more), slack_s)
+        # Those who wait pay with their time: no more than half of what their run takes.
+        gain_s = min(costs.saving(size, more), costs.expected(size) / 2)
+        return worth(now - self._since, self._return_s, gain_s, slack_s)
 
     def _learn(self, seconds: float) -> None:
         self._return_s += MEAN_WEIGHT * (min(seconds, self._slo_s) - self._return_s)
 
 
-def worth(since_s: float, return_s: float, saving_s: float, slack_s: float) -> float:
+def worth(since_s: float, return_s: float, gain_s: float, slack_s: float) -> float:
     """Seconds that waiting is still worth, `since_s` after the answers went out.
 
     The others take `return_s` to return, on average: so at most twice that. It is worth it if what is left of it is
-    less than what the engine saves by running them together with those who wait (`saving_s`). `slack_s` is what the
-    latency objective leaves, from the answers on.
+    less than what is gained by running them together with those who wait (`gain_s`). `slack_s` is what the latency
+    objective leaves, from the answers on.
     """
-    wait_s = min(2 * return_s - since_s, saving_s, slack_s - since_s)
-    return wait_s if return_s - since_s < saving_s and wait_s > SHORTEST_WAIT_S else 0.0
+    wait_s = min(2 * return_s - since_s, gain_s, slack_s - since_s)
+    return wait_s if return_s - since_s < gain_s and wait_s > SHORTEST_WAIT_S else 0.0
