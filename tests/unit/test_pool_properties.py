@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidepool.pool import handover
-from tidepool.pool.moves import Move, Resize, Resume, Withdraw
+from tidepool.pool.moves import Grant, Grow, Move, Resize, Resume, Withdraw
 from tidepool.pool.policy import PolicySpec, decide
 from tidepool.pool.state import EPSILON, LIVE, SEGMENTS, App, Node, Run, Snapshot
 
 NOW = 10_000.0
+EXAMPLES = 60
+"""Of each property; a thousand were run once."""
 
 
 class World:
@@ -24,7 +26,7 @@ class World:
         self.now, self.moves = NOW, 0
         self.resized: dict[str, list[float]] = {}
 
-    def step(self, wishes: list[int], seconds: float, keep: list[bool]) -> list[Move]:
+    def step(self, wishes: list[int], seconds: float, keep: list[bool], steady: bool = True) -> list[Move]:
         self.now += seconds
         for one, wish in zip(self.pool.apps, wishes, strict=False):
             self.pool = handover.asked(self.pool, replace(one, wanted=wish), self.now)
@@ -35,10 +37,21 @@ class World:
             self.pool = handover.promise(self.pool, move, str(self.moves), self.now)
             if isinstance(move, Resize):
                 self.resized.setdefault(move.run, []).append(self.now)
-        self.check(moves)
+        if steady:
+            self.check(moves)
         self.promised = self.pool
         self._keep_promises(iter(keep))
         return moves
+
+    def machine(self, event: str) -> None:
+        """A machine is lost, told to go, or new."""
+        nodes = self.pool.nodes
+        if event == "lost" and nodes:
+            self.pool = handover.lost(self.pool, nodes[0].name)
+        elif event == "closing" and nodes:
+            self.pool = replace(self.pool, nodes=(replace(nodes[0], closing=True), *nodes[1:]))
+        elif event == "new":
+            self.pool = handover.arrived(self.pool, Node(f"new{self.now}", 3))
 
     def check(self, moves: list[Move]) -> None:
         """Nothing twice (the snapshot checks that), nobody under its minimum, never more resizes than allowed."""
@@ -104,7 +117,7 @@ STEPS = st.lists(
 SPECS = st.builds(PolicySpec, max_moves_per_minute=st.integers(2, 5), hold_s=st.sampled_from([0.0, 5.0, 15.0]))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(worlds([0.5, 1.0, 2.0, 3.0]), SPECS, STEPS)
 def test_nothing_is_promised_twice_and_nobody_thrashes_on_any_demand(
     start: Snapshot, spec: PolicySpec, steps: list[tuple[list[int], float, list[bool]]]
@@ -114,7 +127,22 @@ def test_nothing_is_promised_twice_and_nobody_thrashes_on_any_demand(
         world.step(wishes, seconds, keep)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(worlds([0.5, 1.0, 2.0]), STEPS, st.lists(st.sampled_from(["lost", "closing", "new", ""]), max_size=30))
+def test_machines_may_come_and_go_at_any_time(
+    start: Snapshot, steps: list[tuple[list[int], float, list[bool]]], events: list[str]
+) -> None:
+    world = World(start, PolicySpec())
+    for (wishes, seconds, keep), event in zip(steps, events, strict=False):
+        world.machine(event)
+        moves = world.step(wishes, seconds, keep, steady=False)
+        closing = {node.name for node in world.pool.nodes if node.closing}
+        assert not closing & {move.node for move in moves if isinstance(move, Grant)}
+        assert not any(closing & set(move.places) for move in moves if isinstance(move, Grow | Resume))
+        assert not any(one.staying.get(node) for one in world.promised.runs for node in closing)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(worlds([1.0]), SPECS, STEPS)
 def test_what_serving_can_have_is_always_promised_to_it(
     start: Snapshot, spec: PolicySpec, steps: list[tuple[list[int], float, list[bool]]]
@@ -128,7 +156,7 @@ def test_what_serving_can_have_is_always_promised_to_it(
         assert held >= min(asked, world.pool.total - guaranteed) - EPSILON
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(worlds([1.0]), st.lists(st.booleans(), max_size=5))
 def test_with_steady_demand_the_pool_comes_to_rest_and_nothing_is_idle(start: Snapshot, keep: list[bool]) -> None:
     world = World(start, PolicySpec(hold_s=5.0))

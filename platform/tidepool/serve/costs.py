@@ -22,7 +22,7 @@ KEPT = 15
 """Runs that a bucket remembers."""
 TRUSTED = 3
 """Runs that a bucket needs to make a knot: the first of a new size often allocates and says little."""
-PROBE_RUNS = 200
+PROBE_RUNS = 500
 """Runs of a bucket after which the next larger knot is forgotten, if it was not run meanwhile."""
 AS_GOOD = 0.98
 """A smaller size with this share of the best throughput is preferred: it answers sooner."""
