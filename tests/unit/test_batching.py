@@ -1,11 +1,10 @@
-"""The batcher, with an engine in virtual time for its decisions, and with real threads for their effects."""
+"""What the batcher decides, with an engine and an event loop in virtual time."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import selectors
-import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from typing import Any
@@ -15,10 +14,9 @@ import pytest
 
 from tidepool.recipe import TensorSpec
 from tidepool.serve.batching import Batcher
-from tidepool.serve.costs import Costs
 from tidepool.serve.protocol import Tensors
 from tidepool.serve.queueing import TryLater
-from tidepool.serve.stacking import Pad, Stacking
+from tidepool.serve.stacking import Stacking
 
 STACKING = Stacking([TensorSpec("x", "FP32", (-1, 2))])
 
@@ -255,159 +253,3 @@ def test_the_load_is_told() -> None:
         await asyncio.gather(*tasks)
 
     virtual(scenario, dear)
-
-
-def taught(seconds: float) -> Costs:
-    """Costs of an engine that takes so long for any batch of up to 64."""
-    costs = Costs()
-    for size in (1, 2, 4, 8, 16, 32, 64):
-        for _ in range(5):
-            costs.observe(size, seconds)
-    return costs
-
-
-class Gate:
-    """A real engine that waits until it is opened, then doubles; it fails where a row is negative."""
-
-    def __init__(self) -> None:
-        self.open, self.running = threading.Event(), threading.Event()
-        self.batches: list[list[float]] = []
-        self.threads: set[str] = set()
-
-    def __call__(self, batch: Tensors) -> Tensors:
-        self.threads.add(threading.current_thread().name)
-        self.running.set()
-        assert self.open.wait(10)
-        self.batches.append(batch["x"][:, 0].tolist())
-        if (batch["x"] < 0).any():
-            raise ValueError(f"bad among {len(batch['x'])}")
-        return {"y": batch["x"] * 2}
-
-
-async def behind(
-    gate: Gate, batcher: Batcher, requests: list[Tensors], cancel: tuple[int, ...] = ()
-) -> list[Tensors | BaseException]:
-    """Outcomes of requests that arrive while the engine is busy with another; some are cancelled before it is free."""
-    first = asyncio.ensure_future(batcher.run(row(), 1))
-    await asyncio.to_thread(gate.running.wait, 10)
-    tasks = [asyncio.ensure_future(batcher.run(request, 1)) for request in requests]
-    await asyncio.sleep(0)
-    for index in cancel:
-        tasks[index].cancel()
-    await asyncio.sleep(0)
-    assert batcher.load.requests == len(requests) - len(cancel)
-    gate.open.set()
-    await first
-    return await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def doubled(answer: Tensors | BaseException) -> float:
-    assert isinstance(answer, dict), answer
-    return float(answer["y"][0, 0])
-
-
-def test_what_arrives_while_the_engine_is_busy_shares_the_next_run() -> None:
-    gate = Gate()
-    batcher = Batcher(gate, STACKING, 1.0, costs=taught(0.1))
-    outcomes = asyncio.run(behind(gate, batcher, [row(value) for value in (1, 2, 3)]))
-    assert [doubled(answer) for answer in outcomes] == [2, 4, 6]
-    assert gate.batches == [[0], [1, 2, 3]]
-
-
-def test_one_bad_row_fails_alone() -> None:
-    gate = Gate()
-    batcher = Batcher(gate, STACKING, 1.0, costs=taught(0.1))
-    one, bad, three, four = asyncio.run(behind(gate, batcher, [row(value) for value in (1, -1, 3, 4)]))
-    assert isinstance(bad, ValueError)
-    assert str(bad) == "bad among 1"
-    assert [doubled(answer) for answer in (one, three, four)] == [2, 6, 8]
-    assert gate.batches[1] == [1, -1, 3, 4]
-
-
-def test_one_bad_row_fails_alone_on_the_event_loop_too() -> None:
-    gate = Gate()
-    gate.open.set()
-
-    async def scenario() -> list[Any]:
-        batcher = Batcher(gate, STACKING, 1.0, costs=taught(0.001))
-        with pytest.raises(ValueError, match="bad"):
-            await batcher.run(row(-1), 1)
-        return await asyncio.gather(*(batcher.run(row(v), 1) for v in (1, 2, -1, 4)), return_exceptions=True)
-
-    one, two, bad, four = asyncio.run(scenario())
-    assert isinstance(bad, ValueError)
-    assert [doubled(answer) for answer in (one, two, four)] == [2, 4, 8]
-    assert [2, -1, 4] in gate.batches
-
-
-def test_a_cancelled_request_frees_its_place_and_stops_nobody() -> None:
-    gate = Gate()
-    batcher = Batcher(gate, STACKING, 1.0, costs=taught(0.1))
-    one, cancelled, three = asyncio.run(behind(gate, batcher, [row(value) for value in (1, 2, 3)], cancel=(1,)))
-    assert isinstance(cancelled, asyncio.CancelledError)
-    assert (doubled(one), doubled(three)) == (2, 6)
-    assert gate.batches == [[0], [1, 3]]
-
-
-def test_a_request_that_is_cancelled_while_it_runs_stops_nobody() -> None:
-    gate = Gate()
-
-    async def scenario() -> float:
-        batcher = Batcher(gate, STACKING, 1.0, costs=taught(0.1))
-        running = asyncio.ensure_future(batcher.run(row(1), 1))
-        await asyncio.to_thread(gate.running.wait, 10)
-        waiting = asyncio.ensure_future(batcher.run(row(2), 1))
-        running.cancel()
-        gate.open.set()
-        return doubled(await waiting)
-
-    assert asyncio.run(scenario()) == 4
-
-
-@pytest.mark.parametrize(("seconds", "here"), [(0.001, True), (0.1, False)])
-def test_cheap_runs_stay_on_the_event_loop_and_dear_ones_leave_it(seconds: float, here: bool) -> None:
-    gate = Gate()
-    gate.open.set()
-    batcher = Batcher(gate, STACKING, 1.0, costs=taught(seconds))
-    asyncio.run(learn(batcher, rounds=1, clients=4))
-    assert (gate.threads == {threading.current_thread().name}) is here
-
-
-def test_a_request_alone_reaches_the_engine_uncopied() -> None:
-    seen: list[Tensors] = []
-
-    def keep(batch: Tensors) -> Tensors:
-        seen.append(batch)
-        return batch
-
-    async def scenario() -> None:
-        batcher, request = Batcher(keep, STACKING, 1.0), row(1)
-        for _ in range(3):
-            answer = await batcher.run(request, 1)
-            assert seen[-1]["x"] is request["x"]
-            assert answer["x"] is request["x"]
-
-    asyncio.run(scenario())
-
-
-def test_ragged_requests_are_answered_as_if_alone() -> None:
-    stacking = Stacking([TensorSpec("x", "FP32", (-1, -1))], {"x": Pad(axis=1, lengths=(4, 8), outputs={"y": 1})})
-    gate = Gate()
-    requests = [{"x": np.full((1, length), length, np.float32)} for length in (2, 3, 4, 6, 8, 11)]
-    outcomes = asyncio.run(behind(gate, Batcher(gate, stacking, 1.0, costs=taught(0.1)), requests))
-    for answer, request in zip(outcomes, requests, strict=True):
-        assert isinstance(answer, dict)
-        np.testing.assert_array_equal(answer["y"], request["x"] * 2)
-    assert sorted(map(len, gate.batches)) == [1, 1, 2, 3], "the first, and one batch for each length: 11, 8 and 4"
-
-
-def test_a_model_that_exits_takes_nobody_with_it() -> None:
-    def leave(_: Tensors) -> Tensors:
-        raise SystemExit(3)
-
-    async def scenario() -> None:
-        batcher = Batcher(leave, STACKING, 1.0)
-        with pytest.raises(RuntimeError, match="SystemExit"):
-            await batcher.run(row(), 1)
-
-    asyncio.run(scenario())

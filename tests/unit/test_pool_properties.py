@@ -159,7 +159,7 @@ def test_what_serving_can_have_is_always_promised_to_it(
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(worlds([1.0]), st.lists(st.booleans(), max_size=5))
 def test_with_steady_demand_the_pool_comes_to_rest_and_nothing_is_idle(start: Snapshot, keep: list[bool]) -> None:
-    world = World(start, PolicySpec(hold_s=5.0))
+    world = World(start, PolicySpec(hold_s=5.0, patience_s=1e9))
     for _ in range(30):
         moves = world.step([1, 1, 1], 130.0, keep)
     assert moves == []

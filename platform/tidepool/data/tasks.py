@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayError, RayTaskError, TaskCancelledError, WorkerCrashedError
+from ray.exceptions import RayError, RayTaskError, WorkerCrashedError
 
 from tidepool.errors import DataError, TidepoolError
 from tidepool.telemetry.progress import Progress, quiet
@@ -19,8 +19,8 @@ Item = TypeVar("Item")
 TASKS_PER_CPU = 2
 """Tasks submitted at once for each CPU: one that runs, and one whose inputs are fetched meanwhile."""
 
-CANCEL_S = 5.0
-"""Seconds that cancelled tasks may take to end before they are left to themselves."""
+PATIENCE_S = 5.0
+"""Seconds that the tasks beside a failed one may take to end before they are left to themselves."""
 
 
 def cpus_per_task() -> float:
@@ -43,7 +43,7 @@ def run_bounded(
         For every item, in order: the value of the first object, the references to the others.
 
     Raises:
-        TidepoolError: what a task raised; the tasks still running are cancelled.
+        TidepoolError: what a task raised; no further task is launched then.
     """
     limit = max(1, round(TASKS_PER_CPU * ray.cluster_resources().get("CPU", 1)))
     results: list[tuple[Any, list[ray.ObjectRef]]] = [(None, [])] * len(items)
@@ -65,15 +65,16 @@ def run_bounded(
                     done += 1
                     progress(step, done, len(items))
     finally:
-        _abandon([ref for first, (_, others) in running.items() for ref in (first, *others)])
+        _outlast([ref for first, (_, others) in running.items() for ref in (first, *others)])
     return results
 
 
-def _abandon(refs: Sequence[ray.ObjectRef]) -> None:
-    """Cancel what still runs, and look at each outcome once: Ray prints the errors that nobody looked at."""
-    for ref in refs:
-        ray.cancel(ref)
-    ended = ray.wait(list(refs), num_returns=len(refs), timeout=CANCEL_S)[0] if refs else []
+def _outlast(refs: Sequence[ray.ObjectRef]) -> None:
+    """Let the few tasks end that still run, and look at each outcome: Ray prints the errors that nobody looked at.
+
+    They are not cancelled: in Ray 2.60 `ray.cancel` can meet a task that is just done, and then ends the driver.
+    """
+    ended = ray.wait(list(refs), num_returns=len(refs), timeout=PATIENCE_S)[0] if refs else []
     for ref in ended:
         with contextlib.suppress(RayError):
             ray.get(ref)
@@ -117,7 +118,7 @@ def _explained(error: RayError) -> TidepoolError:
         cause = cause.cause
         if isinstance(cause, TidepoolError):
             return cause
-    if isinstance(cause, WorkerCrashedError | TaskCancelledError):
+    if isinstance(cause, WorkerCrashedError):
         return DataError("a worker process ended before its task did", seen=type(cause).__name__,
                          remedy="look for memory pressure in the Ray dashboard, or use smaller files")  # fmt: skip
     message = str(cause).strip().splitlines() or [""]
