@@ -32,7 +32,7 @@ check: install ## format, lint and types, nothing changed
 	$(BIN)/mypy
 
 test: install ## the test suite
-	@$(BIN)/pytest -q --timeout=240
+	@$(BIN)/pytest -q
 
 docs: install ## the pages against the code: commands, links, fields, errors
 	@$(BIN)/pytest -q tests/conventions/test_docs.py

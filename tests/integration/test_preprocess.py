@@ -23,7 +23,7 @@ from tidepool.spec import DataSpec
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def wait_until(condition: Callable[[], bool], deadline_s: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], deadline_s: float = 240.0) -> None:
     """Return as soon as `condition` holds; fail after the deadline."""
     end = time.monotonic() + deadline_s
     while not condition():
@@ -161,16 +161,21 @@ def test_a_run_that_is_killed_leaves_nothing_that_counts(tmp_path: Path) -> None
         return {"both": np.zeros((len(batch["height"]), 2), np.float32)}
 
     class Runner:
-        def run(self, source: str) -> None:
-            prepare(spec_of(source), plants(slow_apply), str(tmp_path / "root"))
+        def run(self) -> None:
+            prepare(spec, recipe, str(tmp_path / "root"))
 
-    source = write_csv(tmp_path / "in", table())
+    spec, recipe = spec_of(write_csv(tmp_path / "in", table())), plants(slow_apply)
     runner = ray.remote(num_cpus=0)(Runner).remote()
-    runner.run.remote(source)
-    wait_until(lambda: bool(list(tmp_path.glob("root/plants/*/train/*.parquet"))))
+    run = runner.run.remote()
+
+    def written() -> bool:
+        ray.get(ray.wait([run], timeout=0)[0])  # if it failed, say so
+        return bool(list(tmp_path.glob("root/plants/*/train/*.parquet")))
+
+    wait_until(written)
     ray.kill(runner)
     assert not list(tmp_path.glob("root/plants/*/manifest.json"))
-    assert prepare(spec_of(source), plants(), str(tmp_path / "root")).rows["train"] > 500
+    assert prepare(spec, plants(), str(tmp_path / "root")).rows["train"] > 500
 
 
 def test_damage_is_refused_by_readers_and_mended_by_preparing_again(tmp_path: Path) -> None:

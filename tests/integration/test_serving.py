@@ -165,9 +165,8 @@ def _replicas(service: Service) -> set[str]:
     """The ids of the replicas of digits."""
     from ray.util.state import list_actors
 
-    return {
-        actor.actor_id for actor in list_actors(filters=[("state", "=", "ALIVE")]) if "digits" in (actor.name or "")
-    }
+    actors = list_actors(address=local.running(service.settings).dashboard, filters=[("state", "=", "ALIVE")])
+    return {actor.actor_id for actor in actors if "digits" in (actor.name or "")}
 
 
 def _await(condition: Callable[[], bool], deadline_s: float = 10.0) -> None:

@@ -46,7 +46,8 @@ def check(rows: Dataset, columns: Mapping[str, ColumnCheck], progress: Progress 
     """The rows with exactly the declared columns, in their declared types, and the column `ROW`; held in memory.
 
     Raises:
-        DataError: there are no rows, or some break a rule; names column, number of rows, the first and its value.
+        DataError: there are no rows, a file can't be read, or rows break a rule; names column, number of rows, the
+            first of them and its value.
     """
     import ray
 
@@ -133,6 +134,9 @@ def arrow_type(dtype: str) -> pa.DataType:
 
 
 def _count(block: pa.Table) -> int:
+    from tidepool.data.tasks import raise_carried
+
+    raise_carried(block)
     return int(block.num_rows)
 
 

@@ -226,7 +226,10 @@ def _blocks(source: Any) -> list[pa.Table | Piece | ray.ObjectRef]:
 def _map_block(kernels: Kernels, partitions: int, block: pa.Table | Piece) -> list[Any]:
     """Rows of each partition (None if the block had none to map), then the partitions."""
     from tidepool.data.readers import read_parts
+    from tidepool.data.tasks import raise_carried
 
+    if isinstance(block, pa.Table):
+        raise_carried(block)
     tables = [block] if isinstance(block, pa.Table) else read_parts(block, {})
     mapped = [_call("map", kernels.map, table) for table in tables if table.num_rows]
     if not mapped:

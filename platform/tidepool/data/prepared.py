@@ -13,7 +13,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from tidepool import storage
-from tidepool.errors import CorruptionError, DataError
+from tidepool.errors import CorruptionError, DataError, RecipeError
 from tidepool.recipe import TensorSpec
 
 KIND = "prepared-data"
@@ -76,7 +76,11 @@ def open_prepared(uri: str) -> PreparedData:
 
 
 def to_array(column: pa.ChunkedArray, tensor: TensorSpec) -> npt.NDArray[Any]:
-    """An Arrow column as the tensor that a client would send: text as `bytes`, vectors with the tensor's shape."""
+    """An Arrow column as the tensor that a client would send: text as `bytes`, vectors with the tensor's shape.
+
+    Raises:
+        RecipeError: the column has other values, or another number of them, than the tensor.
+    """
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_binary(kind):
         array = np.array(column.cast(pa.binary()).to_pylist() or [], dtype=np.object_)
@@ -84,4 +88,8 @@ def to_array(column: pa.ChunkedArray, tensor: TensorSpec) -> npt.NDArray[Any]:
         array = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
     else:
         array = column.to_numpy()
-    return array.reshape(len(column), *tensor.shape[1:]).astype(tensor.dtype, copy=False)
+    try:
+        return array.reshape(len(column), *tensor.shape[1:]).astype(tensor.dtype, copy=False)
+    except ValueError as error:
+        allowed = f"{tensor.datatype} of shape {list(tensor.shape)}"
+        raise RecipeError(f"column {tensor.name} does not fit its tensor", seen=error, allowed=allowed) from None

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 from pyarrow import parquet
 
 from tidepool import storage
@@ -30,7 +31,7 @@ from tidepool.data import sources
 from tidepool.data.checks import ROW, check
 from tidepool.data.mapreduce import map_reduce, mix
 from tidepool.data.prepared import KIND, Arrays, PreparedData, open_prepared, to_array
-from tidepool.data.tasks import cpus_per_task, silent_ray_data
+from tidepool.data.tasks import carries_errors, cpus_per_task, raise_carried, silent_ray_data
 from tidepool.errors import CorruptionError, DataError, RecipeError, StorageError, TidepoolError
 from tidepool.recipe import DATATYPES, Preprocessing, Recipe
 from tidepool.spec import DataSpec, Spec
@@ -56,8 +57,7 @@ def prepare(spec: Spec, recipe: Recipe, root: str, progress: Progress = quiet) -
         RecipeError: the preprocessing failed, or gave other tensors than the recipe's features.
         StorageError: the place can't be written; nothing there counts as prepared then.
     """
-    if recipe.target in {tensor.name for tensor in recipe.features}:
-        raise RecipeError("target and feature have one name", seen=recipe.target, remedy="rename the feature")
+    _check_names(recipe)
     digest = identity(spec, recipe)
     base = root if storage.is_remote(root) else str(storage.local_path(root).absolute())
     uri = f"{base.rstrip('/')}/{spec.name}/{digest[:16]}"
@@ -117,6 +117,15 @@ def held_out(numbers: npt.NDArray[np.int64], data: DataSpec) -> npt.NDArray[np.b
     return mix(numbers.astype(np.uint64) ^ seed) < np.uint64(int(data.test_fraction * 2**64))
 
 
+def _check_names(recipe: Recipe) -> None:
+    undeclared = {recipe.target, *(tensor.name for tensor in recipe.signature.inputs)} - set(recipe.columns)
+    if undeclared:
+        raise RecipeError("inputs and target need a check each", seen=f"none for {', '.join(sorted(undeclared))}",
+                          allowed=", ".join(recipe.columns), remedy="add them to the recipe's columns")  # fmt: skip
+    if recipe.target in {tensor.name for tensor in recipe.features}:
+        raise RecipeError("target and feature have one name", seen=recipe.target, remedy="rename the feature")
+
+
 def _found(uri: str, progress: Progress) -> PreparedData | None:
     try:
         data = open_prepared(uri)
@@ -161,18 +170,23 @@ def _write(
     progress("write", 0, 1)
     with silent_ray_data():
         written = rows.map_batches(
-            _write_block,
+            carries_errors(_write_block),
             batch_size=None,
             batch_format="pyarrow",
             fn_kwargs={"recipe": recipe, "preprocessing": preprocessing, "data": data, "uri": uri},
             num_cpus=cpus_per_task(),
-        ).take_all()
+        )
+        blocks = ray.get(written.to_arrow_refs())
+    for block in blocks:
+        raise_carried(block)
     progress("write", 1, 1)
-    parts = [json.loads(row["part"]) for row in written]
+    parts = [json.loads(part) for block in blocks for part in block["part"].to_pylist()]
     return sorted(parts, key=lambda part: str(part["name"]))
 
 
-def _write_block(block: pa.Table, recipe: Recipe, preprocessing: Preprocessing, data: DataSpec, uri: str) -> pa.Table:
+def _write_block(
+    block: pa.Table, recipe: Recipe, preprocessing: Preprocessing, data: DataSpec, uri: str
+) -> Iterator[pa.Table]:
     """Runs in a Ray Data task on one block: a file per split, named by the block's first row; tells what it wrote."""
     numbers = block[ROW].to_numpy()
     mask = held_out(numbers, data)
@@ -190,7 +204,7 @@ def _write_block(block: pa.Table, recipe: Recipe, preprocessing: Preprocessing, 
             inputs = {t.name: (t.datatype, t.shape[1:]) for t in recipe.signature.inputs if t.name != recipe.target}
             names = [*inputs, recipe.target]
             parts.append(_write_part(uri, "raw", int(numbers[0]), rows.select(names), inputs))
-    return pa.table({"part": [json.dumps(part) for part in parts]})
+    yield pa.table({"part": [json.dumps(part) for part in parts]})
 
 
 def apply(recipe: Recipe, preprocessing: Preprocessing, batch: Arrays) -> Arrays:

@@ -36,13 +36,15 @@ Piece = tuple[Part, ...]
 def read(source: str, recipe: Recipe) -> Dataset:
     """The rows of `source`, in order, as a lazy Ray Dataset with the columns that the source has.
 
+    A file that turns out to be corrupt becomes a block that carries the error: `checks.check` raises it.
+
     Raises:
-        DataError: nothing is there, or (when the rows are read) a file is corrupt; names the file.
+        DataError: nothing is there, a file is empty, or formats are mixed.
         RecipeError: the recipe has no such built-in data.
     """
     import ray
 
-    from tidepool.data.tasks import cpus_per_task, silent_ray_data
+    from tidepool.data.tasks import carries_errors, cpus_per_task, silent_ray_data
 
     if source.startswith(BUILTIN):
         table = recipe.builtin(source.removeprefix(BUILTIN))
@@ -54,7 +56,7 @@ def read(source: str, recipe: Recipe) -> Dataset:
         # one read task a piece: Ray's own default of 200 is wrong on a small machine
         numbers = ray.data.range(len(parts), override_num_blocks=len(parts))
         return numbers.map_batches(
-            _read_numbered,
+            carries_errors(_read_numbered),
             batch_size=None,
             fn_kwargs={"pieces": parts, "columns": recipe.columns},
             num_cpus=cpus_per_task(),

@@ -1,13 +1,21 @@
-"""Work on Ray for the data side: a bounded number of tasks at once, Ray Data in silence, errors as they were raised."""
+"""Work on Ray for the data side: a bounded number of tasks at once, Ray Data in silence, errors as they were raised.
+
+Nothing here cancels a task, and functions for Ray Data carry their errors out as rows. When one raises, Ray Data cancels
+the task that raised; in Ray 2.60 a cancellation can meet a task that is just done, and then ends the whole driver
+("Tried to complete task that was not pending") instead of telling the error.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import logging
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+import pyarrow as pa
 import ray
 from ray.exceptions import RayError, RayTaskError, WorkerCrashedError
 
@@ -15,6 +23,9 @@ from tidepool.errors import DataError, TidepoolError
 from tidepool.telemetry.progress import Progress, quiet
 
 Item = TypeVar("Item")
+
+ERROR = "__error__"
+"""Column of a block that carries an error."""
 
 TASKS_PER_CPU = 2
 """Tasks submitted at once for each CPU: one that runs, and one whose inputs are fetched meanwhile."""
@@ -70,10 +81,7 @@ def run_bounded(
 
 
 def _outlast(refs: Sequence[ray.ObjectRef]) -> None:
-    """Let the few tasks end that still run, and look at each outcome: Ray prints the errors that nobody looked at.
-
-    They are not cancelled: in Ray 2.60 `ray.cancel` can meet a task that is just done, and then ends the driver.
-    """
+    """Let the few tasks end that still run, and look at each outcome: Ray prints the errors that nobody looked at."""
     ended = ray.wait(list(refs), num_returns=len(refs), timeout=PATIENCE_S)[0] if refs else []
     for ref in ended:
         with contextlib.suppress(RayError):
@@ -101,6 +109,25 @@ def silent_ray_data() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+def carries_errors(function: Callable[..., Iterator[pa.Table]]) -> Callable[..., Iterator[pa.Table]]:
+    """A function for Ray Data that yields a table with the TidepoolError instead of raising it; see `raise_carried`."""
+
+    @functools.wraps(function)
+    def carrying(*args: Any, **kwargs: Any) -> Iterator[pa.Table]:
+        try:
+            yield from function(*args, **kwargs)
+        except TidepoolError as error:
+            yield pa.table({ERROR: [pickle.dumps(error)]})
+
+    return carrying
+
+
+def raise_carried(block: pa.Table) -> None:
+    """Raise the error that a block carries, if it does."""
+    if ERROR in block.column_names:
+        raise pickle.loads(block[ERROR].drop_null()[0].as_py())
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ class PolicySpec(Section):
     max_moves_per_minute: int = Field(6, ge=2, description="Resizes of one run, whatever the demand does.")
     training_share: tuple[float, float] = Field((0.0, 1.0), description="Least and largest share of the pool.")
     payback: float = Field(10.0, ge=0, description="Between resizes without need a run trains so many pauses long.")
-    patience_s: float = Field(600.0, ge=0, description="After so long no younger run may pass one that waits.")
+    patience_s: float = Field(3600.0, ge=0, description="After so long no younger run may pass one that waits.")
     machines: MachinesSpec = MachinesSpec()
 
     @model_validator(mode="after")

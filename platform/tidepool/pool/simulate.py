@@ -67,11 +67,12 @@ class Scenario:
     """Where jobs are elastic, those are that ask for so many accelerators or more."""
     replica_start_s: float = 3.0
     tick_s: float = 10.0
-    share_every_s: float = 30.0
+    share_every_s: float = 10.0
     """Runs share anew so often; they yield to serving in any tick."""
     horizon_s: float = 30.0
     """How far ahead the forecast of requests looks."""
-    policy: PolicySpec = field(default_factory=PolicySpec)
+    policy: PolicySpec = field(default_factory=lambda: PolicySpec(patience_s=DAY_S))
+    """A large job may be passed by smaller ones for a day: with less patience a split does far worse."""
     seed: int = 0
 
 

@@ -66,6 +66,8 @@ class Stacking:
 
     def join(self, requests: Sequence[Tensors], group: Group) -> Tensors:
         """One batch of all rows: the request's own arrays if there is one that needs no filling, else one copy."""
+        if len(requests) == 1 and not self._pads:
+            return requests[0]
         targets = dict(zip(self._names, group, strict=True)) if group else {}
         return {
             name: self._join(name, [request[name] for request in requests], targets.get(name)) for name in self._names
@@ -77,6 +79,8 @@ class Stacking:
         Raises:
             RecipeError: an output hasn't as many rows as went in, so that nobody can say whose is whose.
         """
+        if len(requests) == 1 and not self._pads:
+            return [outputs]
         total = sum(rows)
         for name, values in outputs.items():
             if len(requests) > 1 and (values.ndim == 0 or len(values) != total):
