@@ -1,8 +1,8 @@
 """Work on Ray for the data side: a bounded number of tasks at once, Ray Data in silence, errors as they were raised.
 
-Nothing here cancels a task, and functions for Ray Data carry their errors out as rows. When one raises, Ray Data cancels
-the task that raised; in Ray 2.60 a cancellation can meet a task that is just done, and then ends the whole driver
-("Tried to complete task that was not pending") instead of telling the error.
+Nothing here cancels a task, and functions for Ray Data carry their errors out as rows. When one raises, Ray Data
+cancels the task that raised; in Ray 2.60 a cancellation can meet a task that is just done, and then ends the whole
+driver ("Tried to complete task that was not pending") instead of telling the error.
 """
 
 from __future__ import annotations
