@@ -13,7 +13,7 @@ from pyarrow import parquet
 from plants import SPEC, plants, spec_of, table, write_csv
 from tidepool.data.preprocess import prepare
 from tidepool.errors import DataError, RecipeError
-from tidepool.recipe import TensorSpec
+from tidepool.recipe import ColumnCheck, Signature, TensorSpec
 from tidepool.recipes.digits import Digits
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -86,6 +86,22 @@ def test_a_feature_of_the_targets_name_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(RecipeError, match=r"target and feature have one name\. Seen: label"):
         prepare(SPEC, Clash(), str(tmp_path))
+
+
+def test_an_input_without_a_check_is_refused(tmp_path: Path) -> None:
+    class Unchecked(Digits):
+        columns = {"label": ColumnCheck("int64")}  # noqa: RUF012
+
+    with pytest.raises(RecipeError, match=r"inputs and target need a check each\. Seen: none for image"):
+        prepare(SPEC, Unchecked(), str(tmp_path))
+
+
+def test_a_column_that_does_not_fit_its_tensor_is_named(tmp_path: Path) -> None:
+    class Wider(Digits):
+        signature = Signature(inputs=(TensorSpec("image", "FP32", (-1, 65)),), outputs=Digits.signature.outputs)
+
+    with pytest.raises(RecipeError, match=r"column image does not fit its tensor.*Allowed: FP32 of shape \[-1, 65\]"):
+        prepare(SPEC, Wider(), str(tmp_path))
 
 
 def test_a_split_that_does_not_exist_is_refused(tmp_path: Path) -> None:

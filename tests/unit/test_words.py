@@ -54,6 +54,13 @@ def test_a_part_of_a_larger_table_is_counted_alone() -> None:
     assert sorted(zip(*count_words(table).to_pydict().values(), strict=True)) == [("pool", 1), ("tide", 2)]
 
 
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
+def test_text_is_counted_however_it_is_stored(kind: pa.DataType) -> None:
+    lines = pa.chunked_array([["tide pool"], ["interesting tide"]]).cast(kind)
+    counts = count_words(pa.table({"text": lines})).to_pydict()
+    assert sorted(zip(*counts.values(), strict=True)) == [("interesting", 1), ("pool", 1), ("tide", 2)]
+
+
 @pytest.mark.parametrize("lines", [[], [""], [" \t "]])
 def test_text_without_words_has_no_counts(lines: list[str]) -> None:
     assert counted(lines) == {}

@@ -23,7 +23,8 @@ Packed = npt.NDArray[np.uint64]
 
 def count_words(lines: pa.Table) -> pa.Table:
     """`text` to `word` and `count`, each word once. Words are what lies between white space, as in `str.split`."""
-    words = pc.list_flatten(pc.utf8_split_whitespace(lines["text"].combine_chunks()))
+    text = lines["text"].cast(pa.string()).combine_chunks()
+    words = pc.list_flatten(pc.utf8_split_whitespace(text))
     data, offsets = text_buffers(words)
     lengths = np.diff(offsets)
     short = (lengths > 0) & (lengths <= SHORT)  # white space at an end of a line leaves empty words
