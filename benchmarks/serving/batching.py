@@ -27,6 +27,7 @@ import numpy as np
 from tidepool.errors import Overloaded
 from tidepool.recipe import TensorSpec
 from tidepool.serve.batching import Batcher
+from tidepool.serve.costs import calibrate
 from tidepool.serve.protocol import Tensors
 from tidepool.serve.stacking import Stacking
 
@@ -58,9 +59,9 @@ class Engine:
 
 
 ENGINES = {
-    "fixed cost dominates": Engine(5, 0.2, 100),
-    "cost by the row": Engine(0.5, 2, 100),
-    "knee at 16 rows": Engine(4, 0.3, 200, knee=16),
+    "fixed cost dominates": Engine(20, 0.5, 300),
+    "cost by the row": Engine(1, 5, 200),
+    "knee at 16 rows": Engine(12, 1, 300, knee=16),
 }
 
 
@@ -110,6 +111,13 @@ async def together(call: Callable[[Tensors], Tensors], batched: bool, clients: i
     return (time.thread_time() - began) / (clients * each)
 
 
+def calibrated(engine: Engine) -> Batcher:
+    """A batcher that has met the engine, as a replica's has when it becomes ready."""
+    batcher = Batcher(engine, STACKING, engine.slo_ms / 1e3)
+    calibrate(batcher.costs, lambda rows: engine({"x": np.ones((rows, 784), np.float32)}), 1024, engine.slo_ms / 2e3)
+    return batcher
+
+
 def tight(engine: Engine, rows: int, seconds: float = 1.0) -> float:
     """Rows a second of the engine alone."""
     batch, done = {"x": np.ones((rows, 784), np.float32)}, 0
@@ -122,7 +130,7 @@ def tight(engine: Engine, rows: int, seconds: float = 1.0) -> float:
 
 async def saturated(engine: Engine, clients: int = 64, warm_s: float = 2.0, seconds: float = 2.0) -> float:
     """Rows a second with `clients` that ask again as soon as they are answered."""
-    batcher, done = Batcher(engine, STACKING, engine.slo_ms / 1e3), 0
+    batcher, done = calibrated(engine), 0
 
     async def client() -> None:
         nonlocal done
@@ -144,7 +152,7 @@ async def saturated(engine: Engine, clients: int = 64, warm_s: float = 2.0, seco
 async def overloaded(engine: Engine, rate: float, seconds: float = 4.0) -> tuple[float, float]:
     """Answers within the objective a second, and p99 of the seconds to a refusal; `rate` random arrivals a second."""
     slo_s = engine.slo_ms / 1e3
-    batcher, good, refusals, tasks = Batcher(engine, STACKING, slo_s), 0, [0.0], set[asyncio.Task[None]]()
+    batcher, good, refusals, tasks = calibrated(engine), 0, [0.0], set[asyncio.Task[None]]()
 
     async def client() -> None:
         nonlocal good

@@ -142,6 +142,20 @@ def test_cheap_runs_stay_on_the_event_loop_and_dear_ones_leave_it(seconds: float
     assert (gate.threads == {threading.current_thread().name}) is here
 
 
+def test_two_workers_run_at_the_same_time() -> None:
+    both = threading.Barrier(2)
+
+    def meet(batch: Tensors) -> Tensors:
+        both.wait(10)
+        return batch
+
+    async def scenario() -> None:
+        batcher = Batcher(meet, STACKING, 1.0, workers=2)
+        await asyncio.gather(batcher.run(row(1), 1), batcher.run(row(2), 1))
+
+    asyncio.run(scenario())
+
+
 def test_a_request_alone_reaches_the_engine_uncopied() -> None:
     seen: list[Tensors] = []
 

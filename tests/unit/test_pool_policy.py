@@ -157,6 +157,13 @@ def test_what_no_node_can_hold_takes_nothing_from_training() -> None:
     assert moves == []
 
 
+def test_what_other_replicas_are_in_the_way_of_is_left_to_training() -> None:
+    nodes = (Node("a", 4), Node("b", 4))
+    small, large = App("small", 2, {"a": 1, "b": 1}), App("large", 1, per_replica=4)
+    wave = Demand(((0.0, 6.0),))
+    assert resizes(decide(Snapshot(nodes, (small, large), (run(at_most=9),), demand=wave), SPEC, NOW)) == {"train": 6}
+
+
 def test_a_machine_about_to_go_is_cleared_and_filled_by_nobody() -> None:
     nodes = (Node("a", 2), Node("spot", 2, closing=True))
     training = Run("train", 1, 4, {"a": 1, "spot": 2}, parkable=True)

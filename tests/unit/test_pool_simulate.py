@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tidepool.pool.fleet import Fleet, Physics, Service
+from tidepool.pool.outcome import Table
 from tidepool.pool.policy import PolicySpec
-from tidepool.pool.simulate import CURVE, REGIMES, Scenario, Table, simulate
+from tidepool.pool.simulate import CURVE, REGIMES, Scenario, simulate
 from tidepool.pool.staffing import Staffing
 
 QUIET = np.empty(0)

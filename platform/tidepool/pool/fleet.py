@@ -25,6 +25,8 @@ Floats = npt.NDArray[np.float64]
 NODE = "pool"
 WAITING = 200
 """Waiting jobs that a decision looks at, oldest first; those behind them could not start anyway."""
+RELEASE_AFTER_S = 120.0
+"""An application keeps replicas that it doesn't want any more for so long."""
 DRAIN_S = 10.0
 """Requests that wait are to be answered within so many seconds: adds to the replicas wanted."""
 
@@ -39,8 +41,7 @@ class Physics:
     """Of starting and stopping another."""
     start_s: float = 3.0
     """From holding an accelerator to a replica's first answer."""
-    release_after_s: float = 120.0
-    """An application keeps replicas that it doesn't want any more for so long."""
+    release_after_s: float = RELEASE_AFTER_S
     scaling: float = 0.9
     """w workers train as fast as (w / asked) ** scaling times what was asked for."""
     elastic_from: float = 1

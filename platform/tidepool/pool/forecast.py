@@ -49,7 +49,7 @@ def ahead(rates: npt.ArrayLike, bin_s: float, horizon_s: float, smoothing: Smoot
         trend = trend_gain * (level - before) + (1 - trend_gain) * damping * trend
         levels[index] = level
         expected[index] = level + reach * trend
-    peak: Floats = np.maximum(expected, _recent_peak(levels, max(1, round(by.peak_s / bin_s))))
+    peak: Floats = np.maximum(expected, recent_peak(levels, max(1, round(by.peak_s / bin_s))))
     return peak
 
 
@@ -64,7 +64,7 @@ def replicas_wanted(
     return staffing.replicas(max(0.0, expected) + backlog / drain_s)
 
 
-def _recent_peak(levels: Floats, bins: int) -> Floats:
+def recent_peak(levels: Floats, bins: int) -> Floats:
     """The largest of each row and the `bins - 1` before it."""
     peak, reach = levels.copy(), 1
     while reach < bins:

@@ -71,7 +71,9 @@ def decide(pool: Snapshot, spec: PolicySpec, now: float) -> list[Move]:
     least, most = (share * pool.total for share in spec.training_share)
     budget = min(max(lent + serving - quiet, least), lent, most)
     fair = fair_workers(pool.runs, budget, now, spec.patience_s)
-    _serve(plan, pool, missing, fair)
+    if unplaced := _serve(plan, pool, missing, fair):
+        budget = min(budget + unplaced, lent, most)
+        fair = fair_workers(pool.runs, budget, now, spec.patience_s)
     _share(plan, pool, spec, fair, budget)
     _fill(plan, pool, spec, fair, budget, now)
     _machines(plan, pool, spec, now)
@@ -135,20 +137,27 @@ def _missing(pool: Snapshot, spec: PolicySpec, have: Mapping[str, int], lent: fl
     return missing
 
 
-def _serve(plan: Plan, pool: Snapshot, missing: Sequence[App], fair: Mapping[str, int]) -> None:
+def _serve(plan: Plan, pool: Snapshot, missing: Sequence[App], fair: Mapping[str, int]) -> float:
     """A grant for every missing replica, where need be on accelerators that training yields.
 
     Runs yield what is over their fair share. Only where a replica takes several accelerators of one node and that opens
-    no node for it, they yield down to what is guaranteed.
+    no node for it, they yield down to what is guaranteed. Returns the accelerators of replicas that no node could have
+    all the same, since other replicas are in their way: training may use those.
     """
     if not missing:
-        return
+        return 0.0
+    unplaced = 0.0
     guaranteed = {run.name: run.guaranteed for run in pool.runs}
     reasons = {app.name: f"{app.name} asks for {app.asks} replicas and has {app.replicas}" for app in missing}
     for app in missing:
         why = reasons[app.name]
-        if not plan.grant(app, why) and (plan.make_room(app, fair, why) or plan.make_room(app, guaranteed, why)):
+        if plan.grant(app, why):
+            continue
+        if plan.make_room(app, fair, why) or plan.make_room(app, guaranteed, why):
             plan.grant(app, why)
+        else:
+            unplaced += app.per_replica
+    return unplaced
 
 
 def _share(plan: Plan, pool: Snapshot, spec: PolicySpec, fair: Mapping[str, int], budget: float) -> None:

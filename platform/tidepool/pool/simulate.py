@@ -22,12 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tidepool.pool import workload
-from tidepool.pool.fleet import Fleet, Physics, Service
-from tidepool.pool.forecast import ahead
+from tidepool.pool.fleet import RELEASE_AFTER_S, Fleet, Physics, Service
+from tidepool.pool.forecast import ahead, recent_peak
+from tidepool.pool.outcome import Outcome, Table
 from tidepool.pool.policy import PolicySpec
 from tidepool.pool.staffing import LatencyCurve, Staffing
 from tidepool.pool.state import LIVE, SEGMENTS, Costs
-from tidepool.pool.tide import Tide
 from tidepool.pool.workload import DAY_S, Jobs
 from tidepool.telemetry.progress import Progress, quiet
 
@@ -93,77 +93,6 @@ REGIMES = (
 )
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of one regime. Seconds; means and percentiles over all jobs that arrived."""
-
-    regime: str
-    jobs: int
-    queueing_s: float
-    """Without any worker, before the first and while parked."""
-    queueing_p95_s: float
-    completion_s: float
-    """From arrival to end."""
-    completion_p95_s: float
-    unfinished: int
-    late: float
-    """Share of requests that missed the SLO."""
-    used: float
-    """Share of accelerator-seconds in training's or serving's hands."""
-    resizes: int
-    paused: float
-    """Share of training's accelerator-seconds spent in pauses."""
-    redone: float
-    """Share of training's accelerator-seconds spent on work that had been done before."""
-    took_s: float
-    """What the simulation took."""
-    tide: Floats
-    """Every ten minutes: seconds, accelerators of training, of serving, requests a second. Shape (rows, 4)."""
-
-    def drawn(self, accelerators: int) -> Tide:
-        """The picture of who held what."""
-        times, training, serving, rate = self.tide.T.tolist()
-        holders = (("serving", serving), ("training", training))
-        return Tide(f"{accelerators:,} accelerators: {self.regime}", times, accelerators, holders, rate)
-
-
-@dataclass(frozen=True)
-class Table:
-    """One outcome a regime; ratios are against the first."""
-
-    outcomes: tuple[Outcome, ...]
-
-    HEADINGS = (
-        "", "queueing mean", "p95", "less by", "completion mean", "p95", "shorter by",
-        "SLO missed", "in use", "resizes", "paused", "redone", "unfinished",
-    )  # fmt: skip
-
-    def rows(self) -> list[list[str]]:
-        """Cells as text, durations in minutes."""
-        base = self.outcomes[0]
-        return [
-            [
-                one.regime,
-                *(f"{seconds / 60:.1f} min" for seconds in (one.queueing_s, one.queueing_p95_s)),
-                f"{base.queueing_s / max(one.queueing_s, 1e-9):.2f}x",
-                *(f"{seconds / 60:.1f} min" for seconds in (one.completion_s, one.completion_p95_s)),
-                f"{base.completion_s / one.completion_s:.2f}x",
-                f"{one.late:.2%}",
-                f"{one.used:.1%}",
-                f"{one.resizes:,}",
-                f"{one.paused:.2%}",
-                f"{one.redone:.2%}",
-                f"{one.unfinished}",
-            ]
-            for one in self.outcomes
-        ]
-
-    def to_markdown(self) -> str:
-        """The table for a page."""
-        lines = [self.HEADINGS, ["---"] * len(self.HEADINGS), *self.rows()]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def simulate(scenario: Scenario, regimes: Sequence[Regime] = REGIMES, progress: Progress = quiet) -> Table:
     """Run the same jobs and requests under each regime.
 
@@ -195,7 +124,7 @@ def _load(scenario: Scenario) -> _Load:
     )
     rates = workload.scaled(
         lambda mean: workload.rates(shape, ticks, scenario.tick_s, scenario.apps, mean, seed=scenario.seed),
-        lambda rates: float(np.quantile(np.ceil(staffing.needed(rates)).sum(axis=1), 0.999)),
+        lambda rates: _peak(scenario, staffing, rates),
         serving,
     )
     forecast = ahead(rates, scenario.tick_s, scenario.horizon_s)
@@ -208,6 +137,13 @@ def _load(scenario: Scenario) -> _Load:
     work, longest = scenario.load * rest * seconds, min(LONGEST_S, seconds / 2)
     fitted = workload.fit_jobs(jobs, seconds, work, max(1, rest // 4), longest, scenario.seed)
     return _Load(fitted, rates, np.concatenate([rates[:1], forecast[:-1]]), staffing)
+
+
+def _peak(scenario: Scenario, staffing: Staffing, rates: Floats) -> float:
+    """Replicas that all applications together hold at their busiest, but for one tick in a thousand."""
+    bins = round(RELEASE_AFTER_S / scenario.tick_s)
+    held = recent_peak(np.ceil(staffing.needed(ahead(rates, scenario.tick_s, scenario.horizon_s))), max(1, bins))
+    return float(np.quantile(held.sum(axis=1), 0.999))
 
 
 def _serving(scenario: Scenario) -> int:

@@ -114,14 +114,15 @@ class Batcher:
         """
         group = self._stacking.group(inputs)
         size = self._stacking.size(group, rows)
-        loop = asyncio.get_running_loop()
         if self.costs.runs and not self._jobs and not self._queue:
             seconds = self.costs.seconds(size)
             if seconds <= GATHER_S:
                 return self._run_alone(inputs, group, rows, size)
             if seconds <= self._inline_s and self._wake is None and not self._company:
-                self._wake = loop.call_soon(self._next)  # for those that arrive in this same pass of the event loop
+                # Those that arrive in this same pass of the event loop gather behind this one.
+                self._wake = asyncio.get_running_loop().call_soon(self._next)
                 return self._run_alone(inputs, group, rows, size)
+        loop = asyncio.get_running_loop()
         waiting = _Waiting(
             inputs=inputs,
             rows=rows,

@@ -11,6 +11,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -79,24 +80,10 @@ class Stacking:
         Raises:
             RecipeError: an output hasn't as many rows as went in, so that nobody can say whose is whose.
         """
-        if len(requests) == 1 and not self._pads:
-            return [outputs]
-        total = sum(rows)
-        for name, values in outputs.items():
-            if len(requests) > 1 and (values.ndim == 0 or len(values) != total):
-                shape = list(values.shape)
-                raise RecipeError(f"output {name} has not one row for each row of the batch", seen=shape, allowed=total)
-        if len(requests) == 1:
-            parts = [dict(outputs)]
-        else:
-            parts, start = [], 0
-            for count in rows:
-                parts.append({name: values[start : start + count] for name, values in outputs.items()})
-                start += count
-        for pad_name, pad in self._pads.items():
-            for part, request in zip(parts, requests, strict=True):
-                self._cut(part, pad, request[pad_name].shape[pad.axis])
-        return parts
+        parts = [outputs] if len(requests) == 1 else _slices(outputs, rows)
+        if not self._pads:
+            return parts
+        return [self._trimmed(part, request) for part, request in zip(parts, requests, strict=True)]
 
     def _filled(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         pad = self._pads.get(name)
@@ -116,11 +103,27 @@ class Stacking:
             start += len(array)
         return batch
 
-    @staticmethod
-    def _cut(part: Tensors, pad: Pad, length: int) -> None:
-        for name, axis in pad.outputs.items():
-            if name in part:
-                part[name] = part[name][(slice(None),) * axis + (slice(length),)]
+    def _trimmed(self, outputs: Tensors, request: Tensors) -> Tensors:
+        trimmed = dict(outputs)
+        for name, pad in self._pads.items():
+            length = request[name].shape[pad.axis]
+            for output, axis in pad.outputs.items():
+                if output in trimmed:
+                    trimmed[output] = trimmed[output][(slice(None),) * axis + (slice(length),)]
+        return trimmed
+
+
+def _slices(outputs: Tensors, rows: Sequence[int]) -> list[Tensors]:
+    total = sum(rows)
+    for name, values in outputs.items():
+        if values.ndim == 0 or len(values) != total:
+            shape = list(values.shape)
+            raise RecipeError(f"output {name} has not one row for each row of the batch", seen=shape, allowed=total)
+    ends = list(accumulate(rows))
+    return [
+        {name: values[end - count : end] for name, values in outputs.items()}
+        for count, end in zip(rows, ends, strict=True)
+    ]
 
 
 def weight(tensors: Tensors) -> int:
