@@ -25,30 +25,32 @@ from tidepool.spec import Spec, load_spec
 DIGITS = Path(__file__).parents[2] / "deployments/digits/spec.yaml"
 STEPS_PER_EPOCH = 23
 EPOCHS = 20
+STEP_S = 0.15
 
 
 class PacedDigits(Digits):
-    """Digits whose steps take a while."""
+    """Digits whose steps take a while until a file appears, so that no run ends before the test has seen it."""
 
-    def __init__(self, step_s: float = 0.0) -> None:
+    def __init__(self, hurry: str = "") -> None:
         super().__init__()
-        self.step_s = step_s
+        self.hurry = hurry
 
     def loss(self, predictions: tuple[torch.Tensor, ...], target: torch.Tensor) -> torch.Tensor:
-        slow_down(self.step_s)
+        if self.hurry and not Path(self.hurry).exists():
+            slow_down()
         return super().loss(predictions, target)
 
 
-def slow_down(seconds: float) -> None:
-    time.sleep(seconds)
+def slow_down() -> None:
+    time.sleep(STEP_S)
 
 
-def spec_of(workers: str, epochs: int, step_s: float) -> Spec:
+def spec_of(workers: str, epochs: int, hurry: Path) -> Spec:
     return load_spec(
         DIGITS,
         [
             "recipe=test_pool:PacedDigits",
-            f"params={{step_s: {step_s}}}",
+            f"params={{hurry: {hurry}}}",
             f"train.num_workers={workers}",
             "train.accelerator=slot",
             f"train.epochs={epochs}",
@@ -128,8 +130,8 @@ class Scenario:
         from tidepool.data.preprocess import prepare
 
         ray.init(address="local", num_cpus=6, resources={"slot": 4}, include_dashboard=False, log_to_driver=False)
-        spec = spec_of("4", 1, 0.0)
         self.folder = folder
+        spec = spec_of("4", 1, folder)
         self.data = prepare(spec, PacedDigits(), str(folder / "data"))
         self.step = 0
         # To Ray and to the pool it looks as Serve's replicas do.
@@ -158,12 +160,14 @@ class Scenario:
         """Training has all accelerators, and one replica is asked for."""
         import ray
 
-        thread, _ = self.train(spec_of("4", 4, 0.03))
+        hurry = self.folder / "hurry-stock"
+        thread, _ = self.train(spec_of("4", 4, hurry))
         self.wait_until(lambda: self.step > 0)
         ping = self.replica.remote().ping.remote()
+        before, _ = ray.wait([ping], timeout=2)
+        hurry.touch()
         thread.join()
-        before, _ = ray.wait([ping], timeout=0)
-        after, _ = ray.wait([ping], timeout=20)
+        after, _ = ray.wait([ping], timeout=60)
         return {"placed while training": bool(before), "placed afterwards": bool(after)}
 
     def pooled(self) -> dict[str, Any]:
@@ -175,7 +179,8 @@ class Scenario:
         from tidepool.settings import Settings
 
         self.coordinator = coordinator.start(Settings(), PolicySpec(hold_s=0.5))
-        spec = spec_of("[0, 4]", EPOCHS, 0.03)
+        hurry = self.folder / "hurry-pooled"
+        spec = spec_of("[0, 4]", EPOCHS, hurry)
         thread, results = self.train(spec, coordinator.sharing(spec))
         facts: dict[str, Any] = {"sizes": [self.settled(4)]}
         self.further(20)
@@ -193,6 +198,7 @@ class Scenario:
         self.coordinator.want.remote("slot", name="wave", wanted=0)
         facts["sizes"].append(self.settled(4))
         facts["training again after"] = time.monotonic() - began
+        hurry.touch()
         thread.join()
         return facts | self.outcome(results[0])
 
@@ -274,20 +280,32 @@ class Scenario:
         from tidepool.train.loop import Trainee
 
         torch.set_num_threads(1)
-        trainee = Trainee(PacedDigits(), spec_of("1", EPOCHS, 0.0).train, self.data.load("train"))
+        trainee = Trainee(PacedDigits(), spec_of("1", EPOCHS, self.folder).train, self.data.load("train"))
         for _ in range(steps):
             trainee.step()
         alone = trainee.state().weights
         return max(float((weights[name] - alone[name]).abs().max() / alone[name].abs().max()) for name in alone)
 
+    def story(self) -> str:
+        """What the pool did so far and how it stands, to be read when a wait was in vain."""
+        import ray
+
+        from tidepool.pool import coordinator, ledger
+        from tidepool.settings import Settings
+
+        pools = ray.get(self.coordinator.view.remote()) if self.coordinator else []
+        entries = ledger.read(coordinator.ledger_path(Settings())) if self.coordinator else []
+        moves = [f"{entry.kind} {entry.phase} {entry.why} {entry.outcome}" for entry in entries]
+        return "\n".join([f"step {self.step}", *map(str, pools), *moves])
+
     def further(self, steps: int) -> None:
         goal = self.step + steps
         self.wait_until(lambda: self.step >= goal)
 
-    def wait_until(self, true: Callable[[], bool], deadline_s: float = 60.0) -> None:
+    def wait_until(self, true: Callable[[], bool], deadline_s: float = 150.0) -> None:
         end = time.monotonic() + deadline_s
         while not true():
-            assert time.monotonic() < end, f"step {self.step}"
+            assert time.monotonic() < end, self.story()
             time.sleep(0.05)
 
 

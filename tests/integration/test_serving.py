@@ -50,7 +50,7 @@ class Service:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(no_ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIDEPOOL_HOME", str(tmp_path_factory.mktemp("home")))
         settings, ports = Settings(), Ports(_free_port(), _free_port())
