@@ -19,43 +19,11 @@ from typing import Any
 import pytest
 import torch
 
-from tidepool.recipes.digits import Digits
-from tidepool.spec import Spec, load_spec
+from paced import PacedDigits, spec_of
+from tidepool.spec import Spec
 
-DIGITS = Path(__file__).parents[2] / "deployments/digits/spec.yaml"
 STEPS_PER_EPOCH = 23
 EPOCHS = 20
-STEP_S = 0.15
-
-
-class PacedDigits(Digits):
-    """Digits whose steps take a while until a file appears, so that no run ends before the test has seen it."""
-
-    def __init__(self, hurry: str = "") -> None:
-        super().__init__()
-        self.hurry = hurry
-
-    def loss(self, predictions: tuple[torch.Tensor, ...], target: torch.Tensor) -> torch.Tensor:
-        if self.hurry and not Path(self.hurry).exists():
-            slow_down()
-        return super().loss(predictions, target)
-
-
-def slow_down() -> None:
-    time.sleep(STEP_S)
-
-
-def spec_of(workers: str, epochs: int, hurry: Path) -> Spec:
-    return load_spec(
-        DIGITS,
-        [
-            "recipe=test_pool:PacedDigits",
-            f"params={{hurry: {hurry}}}",
-            f"train.num_workers={workers}",
-            "train.accelerator=slot",
-            f"train.epochs={epochs}",
-        ],
-    )
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +31,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     home = tmp_path_factory.mktemp("pool")
     environment = {
         **os.environ,
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": str(Path(__file__).parents[1] / "support"),
         "TIDEPOOL_HOME": str(home),
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
         "RAY_AUTH_MODE": "disabled",

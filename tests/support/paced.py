@@ -1,0 +1,45 @@
+"""A recipe whose run lasts as long as a test needs it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from tidepool.recipes.digits import Digits
+from tidepool.spec import Spec, load_spec
+
+DIGITS = Path(__file__).parents[2] / "deployments/digits/spec.yaml"
+STEP_S = 0.15
+
+
+class PacedDigits(Digits):
+    """Digits whose steps take a while until a file appears, so that no run ends before the test has seen it."""
+
+    def __init__(self, hurry: str = "") -> None:
+        super().__init__()
+        self.hurry = hurry
+
+    def loss(self, predictions: tuple[torch.Tensor, ...], target: torch.Tensor) -> torch.Tensor:
+        if self.hurry and not Path(self.hurry).exists():
+            slow_down()
+        return super().loss(predictions, target)
+
+
+def slow_down() -> None:
+    time.sleep(STEP_S)
+
+
+def spec_of(workers: str, epochs: int, hurry: Path) -> Spec:
+    """Digits on logical accelerators called `slot`, slow until the file `hurry` is there."""
+    return load_spec(
+        DIGITS,
+        [
+            "recipe=paced:PacedDigits",
+            f"params={{hurry: {hurry}}}",
+            f"train.num_workers={workers}",
+            "train.accelerator=slot",
+            f"train.epochs={epochs}",
+        ],
+    )
