@@ -23,6 +23,7 @@
         ├── Forbidden         a known key without the right to do this
         ├── UnknownModel      no such model or version is served here
         ├── Overloaded        the queue is full, or the deadline can't be met
+        ├── ClientGone        the client went away before its answer was there
         └── NotReady          the model is still being loaded
 
 None of them knows HTTP, gRPC or exit codes: `serve.rest`, `serve.grpc` and `cli.main` hold one table each.
@@ -152,6 +153,10 @@ class UnknownModel(RequestError):
 
 class Overloaded(RequestError):
     """The queue is full, or the deadline can't be met."""
+
+
+class ClientGone(RequestError):
+    """The client went away before its answer was there."""
 
 
 class NotReady(RequestError):

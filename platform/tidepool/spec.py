@@ -11,7 +11,7 @@ import hashlib
 import json
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -195,10 +195,19 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
     document = _read_yaml(Path(path))
     for override in overrides:
         _apply(document, override)
+    return spec_of(document, str(path))
+
+
+def spec_of(document: Mapping[str, Any], where: str) -> Spec:
+    """The spec in a document, which `where` names in messages.
+
+    Raises:
+        SpecError: unknown key, wrong type or value out of bounds.
+    """
     try:
         return Spec.model_validate(document)
     except ValidationError as error:
-        raise _explain(error, str(path)) from None
+        raise _explain(error, where) from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

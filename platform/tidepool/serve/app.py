@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 from tidepool import __version__
 from tidepool.artifact import open_artifact
 from tidepool.errors import ClusterError, ModelNotFound
-from tidepool.serve import gateway, versions
+from tidepool.serve import autoscale, gateway, shortcut, versions
 from tidepool.serve.auth import Key, KeyFile, Keyring
 from tidepool.serve.dataplane import Dataplane, Lineup, load_version
 from tidepool.serve.rest import ModelApp
 from tidepool.serve.versions import VersionTable
+from tidepool.serve.vitals import Vitals
 from tidepool.settings import Settings
-from tidepool.spec import ServeSpec, Spec
+from tidepool.spec import ServeSpec, Spec, spec_of
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -41,6 +42,8 @@ class Model:
         self._dataplane = Dataplane(name)
         self._keyring = Keyring() if spec.auth == "api_key" else None
         self._max_body_bytes = int(spec.max_body_mb * 1e6)
+        self._slo_s = spec.slo_p99_ms / 1e3
+        self._vitals = Vitals(self._slo_s)
         topics: dict[str, Callable[[Any], Any]] = {f"model:{name}": self._apply_versions}
         if self._keyring is not None:
             topics[versions.KEYS] = self._apply_keys
@@ -51,7 +54,13 @@ class Model:
             self._tasks.append(asyncio.create_task(versions.follow(topic, apply, revision)))
 
     def __serve_build_asgi_app__(self) -> ModelApp:
-        return ModelApp(self._dataplane, self._keyring, self._max_body_bytes)
+        app = ModelApp(self._dataplane, self._keyring, self._max_body_bytes)
+        shortcut.publish(f"{gateway.MODEL_PREFIX}{self._dataplane.model}", app)
+        return app
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What `autoscale.PoolPolicy` goes by; Serve asks several times a second."""
+        return self._vitals.sample(self._dataplane.ran_s, self._dataplane.backlog_s)
 
     def check_health(self) -> None:
         """Serve calls this every few seconds and replaces a replica in which it raises."""
@@ -66,7 +75,7 @@ class Model:
             if known is None or known.digest != entry.digest:
                 open_it = partial(open_artifact, entry.uri, Settings().root / "cache", entry.digest)
                 artifact = await asyncio.to_thread(open_it)
-                loaded[entry.version] = await asyncio.to_thread(load_version, entry.version, artifact)
+                loaded[entry.version] = await asyncio.to_thread(load_version, entry.version, artifact, self._slo_s)
             if entry.version == table.champion:
                 self._dataplane.flip(Lineup(table.champion, dict(loaded)))
         wanted = {entry.version: loaded[entry.version] for entry in table.entries}
@@ -82,13 +91,15 @@ def application(spec: Spec) -> Application:
     from ray import serve
 
     low, high = spec.serve.num_replicas
+    # The engine runs on CPU; a spec that names an accelerator has its replicas hold one all the same.
+    resource = "CPU" if spec.serve.accelerator == "auto" else spec.serve.accelerator
     options: dict[str, Any] = {
         "name": "Model",
         "max_ongoing_requests": spec.serve.max_ongoing_requests,
         "max_queued_requests": spec.serve.max_queued_requests,
         "logging_config": LOGGING,
         "graceful_shutdown_timeout_s": 5.0,
-        "ray_actor_options": {"num_cpus": spec.serve.num_cpus},
+        "ray_actor_options": autoscale.replica_options(resource, spec.serve.num_cpus),
         "max_surge_percent": 100,
     }
     if low == high:
@@ -103,6 +114,7 @@ def application(spec: Spec) -> Application:
             "look_back_period_s": 0.5,
             "upscale_delay_s": 0.0,
             "downscale_delay_s": 2.0,
+            "policy": autoscale.policy(resource, spec.serve.num_cpus, spec.pool.priority, spec.serve.slo_p99_ms),
         }
     deployment = serve.deployment(**options)(serve.ingress()(Model))
     return deployment.bind(spec.name, spec.serve.model_dump())
@@ -182,12 +194,13 @@ def registered_spec(settings: Settings, name: str) -> Spec:
 
     Raises:
         ModelNotFound: no such model, or it has no champion.
+        SpecError: it was made by another version of tidepool, whose specs have other keys.
     """
     from tidepool.registry.client import Registry
 
     champion = Registry(settings.registry, settings.storage("artifacts")).version(name, "champion")
     artifact = open_artifact(champion.uri, settings.root / "cache", champion.digest)
-    return Spec.model_validate(artifact.lineage["spec"])
+    return spec_of(artifact.lineage["spec"], f"the lineage of {name} version {champion.version}")
 
 
 def _is_in_service(name: str, spec: Spec) -> bool:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("ray.serve")
 
 COORDINATOR, NAMESPACE = "tidepool-pool", "tidepool"
+BUSY = 0.6
+"""Share of time that a replica should be at work: what is left over takes the fluctuations."""
+LATE = 0.5
+"""A backlog over this share of the latency objective calls for one replica more, however busy they are."""
 REPEAT_S = 2.0
 """A wish that stays the same is told again so often, for a coordinator that has restarted."""
 
@@ -38,7 +42,10 @@ def policy(resource: str, num_cpus: float, priority: int, slo_p99_ms: float) -> 
 
 
 class PoolPolicy:
-    """Ray's own policy by queue lengths, which also tells the pool what it wishes."""
+    """As many replicas as keep each of them free for a share of its time, and in time; the pool is told as well.
+
+    What goes Serve's own way (to an application without any replica, say) counts by Ray's policy of queue lengths.
+    """
 
     def __init__(self, accelerator: str, per_replica: float, priority: int = 0, slo_p99_ms: float = 100.0) -> None:
         """`per_replica`: how much of the resource `accelerator` a replica takes."""
@@ -50,12 +57,13 @@ class PoolPolicy:
         threading.Thread(target=self._tell, daemon=True).start()
 
     def __call__(self, context: AutoscalingContext) -> tuple[int | float, dict[str, Any]]:
-        """The replicas that the queues call for; Serve applies bounds and delays afterwards."""
+        """The replicas that the load calls for; Serve applies bounds and delays afterwards."""
         from math import ceil
 
         from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 
         desired, state = replica_queue_length_autoscaling_policy(context)
+        desired = max(desired, self._for_load(context))
         least, most = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
         self._wish = {
             "name": context.app_name,
@@ -67,6 +75,15 @@ class PoolPolicy:
         if self._wish != self._told:
             self._wake.set()
         return desired, state
+
+    @staticmethod
+    def _for_load(context: AutoscalingContext) -> float:
+        vitals = context.aggregated_metrics or {}
+        busy, late = (list(vitals.get(name, {}).values()) for name in ("busy", "late"))
+        wanted = sum(busy) / BUSY
+        if late and sum(late) / len(late) > LATE:
+            wanted = max(wanted, len(late) + 1.0)
+        return float(wanted)
 
     def _tell(self) -> None:
         import ray

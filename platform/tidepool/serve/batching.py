@@ -86,6 +86,8 @@ class Batcher:
         self.costs = costs or Costs()
         self.limit = 1
         """The largest size of a batch at present."""
+        self.ran_s = 0.0
+        """Seconds for which the worker threads have run."""
         self._chosen_at = -RECHOOSE_RUNS
         self._queue: FairQueue[_Waiting] = FairQueue(self._drain, max_requests, max_bytes)
         self._pool = pool or ThreadPoolExecutor(workers, thread_name_prefix="engine")
@@ -140,6 +142,11 @@ class Batcher:
         except asyncio.CancelledError:
             self._queue.remove(waiting)
             raise
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request that comes now has to wait for more than a pass of the event loop."""
+        return bool(self._jobs)
 
     @property
     def load(self) -> Load:
@@ -229,6 +236,7 @@ class Batcher:
 
     def _finish(self, batch: list[_Waiting], outcomes: list[Tensors | Exception], seconds: float) -> None:
         self._jobs.popleft()
+        self.ran_s += seconds
         self._began = self._clock()
         self._patience.answered(len(batch), self._began)
         if batch and not any(isinstance(outcome, Exception) for outcome in outcomes):

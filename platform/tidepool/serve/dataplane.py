@@ -6,21 +6,25 @@ Versions live side by side; a request holds one `LoadedVersion` from beginning t
 
 from __future__ import annotations
 
-import asyncio
+import functools
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tidepool.artifact import Artifact, answer
 from tidepool.errors import NotReady, UnknownModel
-from tidepool.recipe import Preprocessing, Recipe, Signature
+from tidepool.recipe import Signature
 from tidepool.serve import protocol
-from tidepool.serve.engine import Engine, OnnxEngine
+from tidepool.serve.batching import Batcher
+from tidepool.serve.costs import calibrate
+from tidepool.serve.engine import OnnxEngine
 from tidepool.serve.protocol import InferRequest, InferResponse, Tensors
+from tidepool.serve.stacking import Stacking
 
-BLOCKING_S = 0.002
-"""A version whose warm answer takes longer runs in a thread, so that it doesn't hold up the event loop."""
+WARM_UP_ROWS = 64
+"""The largest batch that a version runs before its first request, to learn what batches cost."""
 
 
 @dataclass(frozen=True)
@@ -29,33 +33,23 @@ class LoadedVersion:
 
     version: str
     digest: str
-    recipe: Recipe
-    preprocessing: Preprocessing
-    engine: Engine
     signature: Signature
-    warm_seconds: float = 0.0
-    """Seconds that a warm answer of one row took."""
-
-    def answer(self, inputs: Tensors) -> Tensors:
-        """Raw inputs to outputs."""
-        return answer(self.recipe, self.preprocessing, self.engine, inputs)
+    answer: Callable[[Tensors], Tensors]
+    """Raw inputs to outputs, whatever else is waiting."""
+    batcher: Batcher
+    """The same for many requests at once."""
 
 
-def load_version(version: str, artifact: Artifact) -> LoadedVersion:
-    """Bring an artifact into memory and answer two requests with it, so that the first client meets a warm one."""
-    loaded = LoadedVersion(
-        version=version,
-        digest=artifact.digest,
-        recipe=artifact.recipe(),
-        preprocessing=artifact.preprocessing(),
-        engine=OnnxEngine(artifact.onnx),
-        signature=artifact.signature,
-    )
-    row = protocol.zeros(artifact.signature, 1)
-    loaded.answer(row)
-    began = time.perf_counter()
-    loaded.answer(row)
-    return LoadedVersion(**{**vars(loaded), "warm_seconds": time.perf_counter() - began})
+def load_version(version: str, artifact: Artifact, slo_s: float = 0.1) -> LoadedVersion:
+    """Bring an artifact into memory and answer batches of growing size with it, so that the first client meets a warm
+    one whose costs are known. `slo_s`: seconds within which 99 of 100 requests are to be answered.
+    """
+    recipe, preprocessing, engine = artifact.recipe(), artifact.preprocessing(), OnnxEngine(artifact.onnx)
+    signature, run = artifact.signature, functools.partial(answer, recipe, preprocessing, engine)
+    run(protocol.zeros(signature, 1))
+    batcher = Batcher(run, Stacking(signature.inputs), slo_s)
+    calibrate(batcher.costs, lambda rows: run(protocol.zeros(signature, rows)), WARM_UP_ROWS, slo_s / 4)
+    return LoadedVersion(version, artifact.digest, signature, run, batcher)
 
 
 @dataclass(frozen=True)
@@ -102,20 +96,23 @@ class Dataplane:
             )
         return loaded
 
-    async def infer(self, request: InferRequest, version: str | None = None) -> InferResponse:
-        """Answer one request.
+    async def infer(self, request: InferRequest, version: str | None = None, key: str = "") -> InferResponse:
+        """Answer one request; `key` is the id of the caller's API key.
 
         Raises:
             InvalidRequest: the tensors aren't the model's.
             UnknownModel: no such version.
             NotReady: nothing is loaded yet.
+            Overloaded: too much waits already, for the request's own deadline or altogether.
         """
         chosen = self.choose(version)
-        protocol.check_inputs(chosen.signature, request.inputs)
-        if chosen.warm_seconds > BLOCKING_S:
-            outputs = await asyncio.to_thread(chosen.answer, request.inputs)
+        rows = protocol.check_inputs(chosen.signature, request.inputs)
+        if request.parameters:
+            priority, timeout_s = protocol.urgency(request.parameters)
+            deadline = time.monotonic() + timeout_s if timeout_s else math.inf
+            outputs = await chosen.batcher.run(request.inputs, rows, deadline, priority, key)
         else:
-            outputs = chosen.answer(request.inputs)
+            outputs = await chosen.batcher.run(request.inputs, rows, key=key)
         selected, binary = protocol.select_outputs(chosen.signature, request, outputs)
         return InferResponse(
             model=self.model,
@@ -126,6 +123,21 @@ class Dataplane:
             parameters={"digest": chosen.digest},
             binary=binary,
         )
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request may have to wait for others."""
+        return self._lineup is not None and any(loaded.batcher.is_busy for loaded in self._lineup.versions.values())
+
+    @property
+    def ran_s(self) -> float:
+        """Seconds for which the engines of the present versions have run, apart from the event loop."""
+        return sum(loaded.batcher.ran_s for loaded in self._lineup.versions.values()) if self._lineup else 0.0
+
+    @property
+    def backlog_s(self) -> float:
+        """Predicted seconds until all that waits now is answered."""
+        return sum(loaded.batcher.load.seconds for loaded in self._lineup.versions.values()) if self._lineup else 0.0
 
     def metadata(self, version: str | None = None) -> dict[str, Any]:
         """The model's metadata as the protocol has it."""

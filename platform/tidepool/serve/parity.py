@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from tidepool.artifact import Artifact, answer
+from tidepool.artifact import Artifact
 from tidepool.errors import ExportError
 from tidepool.recipe import DATATYPES
 from tidepool.serve import codecs
-from tidepool.serve.dataplane import Dataplane, Lineup, load_version
+from tidepool.serve.dataplane import Dataplane, Lineup, LoadedVersion, load_version
 from tidepool.serve.protocol import Tensors
 
 PATHS_AGREE = 1e-5
@@ -34,8 +34,8 @@ def check(artifact: Artifact, tolerance: float) -> float:
     """
     golden = artifact.golden()
     loaded = load_version("candidate", artifact)
-    batch = answer(loaded.recipe, loaded.preprocessing, loaded.engine, golden.inputs)
-    served = _as_client(artifact, golden.inputs)
+    batch = loaded.answer(golden.inputs)
+    served = _as_client(loaded, golden.inputs)
     for name, trained in golden.outputs.items():
         between = difference(batch[name], served[name])
         if not between <= PATHS_AGREE:
@@ -61,11 +61,11 @@ def difference(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
     return float(np.mean(unequal.any(axis=1)))
 
 
-def _as_client(artifact: Artifact, inputs: Tensors) -> Tensors:
+def _as_client(loaded: LoadedVersion, inputs: Tensors) -> Tensors:
     """Answers as a client gets them: a JSON body in, a JSON body out."""
-    dataplane = Dataplane(artifact.name)
-    dataplane.flip(Lineup("candidate", {"candidate": load_version("candidate", artifact)}))
-    datatypes = {spec.name: spec.datatype for spec in artifact.signature.inputs}
+    dataplane = Dataplane("candidate")
+    dataplane.flip(Lineup(loaded.version, {loaded.version: loaded}))
+    datatypes = {spec.name: spec.datatype for spec in loaded.signature.inputs}
     response = asyncio.run(dataplane.infer(codecs.decode(codecs.encode_request(inputs, datatypes))))
     document = orjson.loads(codecs.encode(response)[0])
     return {

@@ -17,7 +17,8 @@ from tidepool.recipe import Signature, TensorSpec
 
 SERVER_NAME = "tidepool"
 PLATFORM = "tidepool_onnx"
-EXTENSIONS = ("binary_tensor_data", "model_repository")
+MOST_PRIORITY = 100
+EXTENSIONS = ("binary_tensor_data", "model_repository", "schedule_policy")
 
 Parameters = Mapping[str, Any]
 Tensors = dict[str, npt.NDArray[Any]]
@@ -107,6 +108,23 @@ def select_outputs(signature: Signature, request: InferRequest, outputs: Tensors
         if request.binary_output if wanted.binary is None else wanted.binary:
             binary.add(wanted.name)
     return selected, frozenset(binary)
+
+
+def urgency(parameters: Parameters) -> tuple[int, float | None]:
+    """(priority, seconds until the answer is due) from a request's parameters `priority`, higher going first, and
+    `timeout`, in microseconds as in Triton's extensions for schedule policy. 0 and None where they aren't given.
+
+    Raises:
+        InvalidRequest: one of them is not a number that makes sense.
+    """
+    priority, timeout = parameters.get("priority", 0), parameters.get("timeout", 0)
+    if type(priority) is not int or abs(priority) > MOST_PRIORITY:
+        allowed = f"an integer from -{MOST_PRIORITY} to {MOST_PRIORITY}, higher going first"
+        raise InvalidRequest("parameter priority is not a priority", seen=priority, allowed=allowed)
+    if type(timeout) is not int or timeout < 0:
+        allowed = "microseconds, a whole number; 0 for none"
+        raise InvalidRequest("parameter timeout is not a time", seen=timeout, allowed=allowed)
+    return priority, timeout / 1e6 if timeout else None
 
 
 def zeros(signature: Signature, rows: int) -> Tensors:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+import math
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 
 import orjson
 
 from tidepool import errors
-from tidepool.errors import InvalidRequest, TidepoolError, UnknownModel
+from tidepool.errors import ClientGone, InvalidRequest, TidepoolError, UnknownModel
 from tidepool.serve import codecs
 from tidepool.serve.auth import Keyring
 from tidepool.serve.body import Receive, read_body
 from tidepool.serve.dataplane import Dataplane
+from tidepool.serve.protocol import InferResponse
+from tidepool.serve.queueing import TryLater
 
 log = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 STATUS: dict[type[TidepoolError], int] = {
@@ -29,6 +34,7 @@ STATUS: dict[type[TidepoolError], int] = {
     errors.UnknownModel: 404,
     errors.ModelNotFound: 404,
     errors.RequestTooLarge: 413,
+    errors.ClientGone: 499,
     errors.Overloaded: 429,
     errors.NotReady: 503,
 }
@@ -60,6 +66,8 @@ class ModelApp:
             status, headers, body = status_of(error), [JSON], error_body(str(error))
             if status == 401:
                 headers.append((b"www-authenticate", b"Bearer"))
+            if isinstance(error, TryLater):
+                headers.append((b"retry-after", b"%d" % math.ceil(error.retry_after_s)))
         except Exception as error:
             log.exception("answering %s failed", scope["path"])
             status, headers, body = 500, [JSON], error_body(f"the model failed: {type(error).__name__}")
@@ -86,10 +94,11 @@ class ModelApp:
         if scope["method"] != "POST":
             return _wrong_method(b"POST")
         headers = dict(scope["headers"])
-        self._authorize(headers)
+        key = self._authorize(headers)
         body = await read_body(headers, receive, self._max_body_bytes)
         request = codecs.decode(body, _json_length(headers))
-        response = await self._dataplane.infer(request, version)
+        answering = self._dataplane.infer(request, version, key)
+        response = await (_unless_gone(answering, receive) if self._dataplane.is_busy else answering)
         content, json_length = codecs.encode(response)
         if json_length is None:
             return 200, [JSON], content
@@ -108,11 +117,34 @@ class ModelApp:
         self._authorize(dict(scope["headers"]))
         return 200, [JSON], orjson.dumps(self._dataplane.metadata(version))
 
-    def _authorize(self, headers: dict[bytes, bytes]) -> None:
+    def _authorize(self, headers: dict[bytes, bytes]) -> str:
+        """The id of the caller's key, empty where none is needed."""
         if self._keyring is None:
-            return
+            return ""
         text = headers.get(b"x-api-key") or headers.get(b"authorization", b"").removeprefix(b"Bearer ")
-        self._keyring.check(text.decode("latin-1").strip(), self._dataplane.model)
+        return self._keyring.check(text.decode("latin-1").strip(), self._dataplane.model).id
+
+
+async def _unless_gone(answering: Coroutine[Any, Any, InferResponse], receive: Receive) -> InferResponse:
+    """The answer, unless the client goes away first: then its request gives up its place.
+
+    Raises:
+        ClientGone: it went away.
+    """
+    answer, gone = asyncio.ensure_future(answering), asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise ClientGone("the client went away before its answer was there")
+        return answer.result()
+    finally:
+        answer.cancel()
+        gone.cancel()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def error_body(message: str) -> bytes:

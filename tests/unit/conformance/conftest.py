@@ -23,10 +23,12 @@ from tidepool.conformance.rest import RestTarget
 from tidepool.conformance.rpc import GrpcTarget
 from tidepool.conformance.session import Session
 from tidepool.recipe import Signature, TensorSpec
+from tidepool.serve.batching import Batcher
 from tidepool.serve.dataplane import Dataplane, Lineup, LoadedVersion
 from tidepool.serve.grpc import SERVICE, Servicer, add_to_server
 from tidepool.serve.protocol import Tensors
 from tidepool.serve.rest import ModelApp
+from tidepool.serve.stacking import Stacking
 
 LIMIT = 16_000_000
 MODELS = {
@@ -41,16 +43,18 @@ MODELS = {
 }
 
 
-class Echo(LoadedVersion):
+def echo(version: str, signature: Signature) -> LoadedVersion:
     """A version of a model that returns its inputs."""
 
-    def answer(self, inputs: Tensors) -> Tensors:
-        return {spec.name: inputs[spec.name] for spec in self.signature.outputs}
+    def answer(inputs: Tensors) -> Tensors:
+        return {spec.name: inputs[spec.name] for spec in signature.outputs}
+
+    return LoadedVersion(version, "d", signature, answer, Batcher(answer, Stacking(signature.inputs), 0.1))
 
 
 def echoing(model: str) -> Dataplane:
-    signature, nothing = Signature(MODELS[model], MODELS[model]), None
-    versions: dict[str, Any] = {v: Echo(v, "d", nothing, nothing, nothing, signature) for v in ("1", "2")}
+    signature = Signature(MODELS[model], MODELS[model])
+    versions = {number: echo(number, signature) for number in ("1", "2")}
     plane = Dataplane(model)
     plane.flip(Lineup("2", versions))
     return plane

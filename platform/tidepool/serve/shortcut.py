@@ -1,0 +1,50 @@
+"""The short way from a replica's socket to its model.
+
+Serve's own way makes ids, contexts, two tasks and a handful of counters for each request: twice what both codecs and a
+small model take (docs/decisions). `Shortcut` is the outermost middleware of the replica's HTTP server, where Serve lets
+a deployment put some (`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`, set in `cluster.environment`): requests below the
+model's own prefix go straight to it, everything else (health checks, routes) on to Serve.
+
+Serve's autoscaler doesn't see these requests: `vitals` tells it how busy the replica is. The limits on requests are the
+batcher's. Everywhere but in a replica's own server no model is published, and everything goes on to Serve.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from starlette.middleware import Middleware
+
+if TYPE_CHECKING:
+    from tidepool.serve.body import Receive
+    from tidepool.serve.rest import Asgi, Scope, Send
+
+_PUBLISHED: dict[str, Asgi] = {}
+"""The model of this process by the path that it answers below: none, or one in a replica."""
+
+
+def publish(prefix: str, app: Asgi) -> None:
+    """Let this process's HTTP server answer what is below `prefix` with `app`."""
+    _PUBLISHED[prefix] = app
+
+
+class Shortcut:
+    """ASGI middleware: the published model for what is below its prefix, `app` for all else."""
+
+    def __init__(self, app: Asgi) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or pass it on."""
+        if scope["type"] == "http":
+            path = scope["path"]
+            for prefix, model in _PUBLISHED.items():
+                if path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in ("", "/"):
+                    scope["root_path"] = prefix
+                    return await model(scope, receive, send)
+        return await self._app(scope, receive, send)
+
+
+def middlewares() -> list[Middleware]:
+    """What Serve asks for."""
+    return [Middleware(Shortcut)]

@@ -1,0 +1,34 @@
+"""How busy a replica is, for the autoscaler: a share of time, which means the same for every model and machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+class Vitals:
+    """Looks at one replica again and again; belongs to the thread of its event loop."""
+
+    def __init__(
+        self,
+        slo_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        processor_s: Callable[[], float] = time.thread_time,
+    ) -> None:
+        """`slo_s`: seconds that an answer may take. `processor_s`: seconds that this thread has had of a processor."""
+        self._slo_s, self._clock, self._processor_s = slo_s, clock, processor_s
+        self._seen_at, self._used_s, self._ran_s = clock(), processor_s(), 0.0
+
+    def sample(self, ran_s: float, backlog_s: float) -> dict[str, float]:
+        """What was since the last sample.
+
+        `busy`: the share of time for which the event loop or the engine, whichever was busier, was at work.
+        `late`: the time that all that waits now will take, over the latency objective.
+
+        `ran_s`: seconds for which the engine has run in all; `backlog_s`: predicted seconds until nothing waits.
+        """
+        now, used_s = self._clock(), self._processor_s()
+        passed_s = max(now - self._seen_at, 1e-9)
+        busy = max(used_s - self._used_s, ran_s - self._ran_s) / passed_s
+        self._seen_at, self._used_s, self._ran_s = now, used_s, ran_s
+        return {"busy": min(busy, 1.0), "late": backlog_s / self._slo_s}

@@ -1,0 +1,35 @@
+"""How busy a replica says that it is."""
+
+from __future__ import annotations
+
+import pytest
+
+from tidepool.serve.vitals import Vitals
+
+
+class Times:
+    """A clock and a processor's, set by hand."""
+
+    wall = 10.0
+    used = 3.0
+
+
+def test_the_busier_of_event_loop_and_engine_counts_since_the_last_sample() -> None:
+    times = Times()
+    vitals = Vitals(0.1, lambda: times.wall, lambda: times.used)
+    times.wall, times.used = 12.0, 3.5
+    assert vitals.sample(ran_s=1.5, backlog_s=0.0) == {"busy": pytest.approx(0.75), "late": 0.0}
+    times.wall, times.used = 13.0, 3.9
+    assert vitals.sample(ran_s=1.5, backlog_s=0.05) == {"busy": pytest.approx(0.4), "late": pytest.approx(0.5)}
+
+
+def test_no_replica_is_more_than_busy() -> None:
+    times = Times()
+    vitals = Vitals(0.1, lambda: times.wall, lambda: times.used)
+    times.wall = 11.0
+    assert vitals.sample(ran_s=5.0, backlog_s=0.0)["busy"] == 1.0
+
+
+def test_two_samples_at_once_do_no_harm() -> None:
+    vitals = Vitals(0.1, lambda: 1.0, lambda: 1.0)
+    assert vitals.sample(0.0, 0.0) == {"busy": 0.0, "late": 0.0}
