@@ -33,12 +33,13 @@ local.up(Settings(), Ports(int(sys.argv[1]), int(sys.argv[2])), 2, 0, {}, Path.c
 FAILING_SERVE = """
 import sys
 from tidepool.cli.cluster import ensure_up
+from tidepool.cluster.ports import Ports
 from tidepool.settings import Settings
 
-def start_serving(settings, port):
+def start_serving(settings, port, grpc_port):
     raise RuntimeError("no front end today")
 
-ensure_up(Settings(), int(sys.argv[1]), int(sys.argv[2]), 2, 0, start_serving=start_serving)
+ensure_up(Settings(), Ports(int(sys.argv[1]), int(sys.argv[2])), 2, 0, start_serving=start_serving)
 """
 
 

@@ -1,6 +1,6 @@
-"""gRPC through Ray Serve behind HAProxy: straight to a replica for who names the application, else by the front.
+"""gRPC on a real cluster behind its real front end, called as standard clients do and straight to an application.
 
-Serve reads its environment when it is imported; so a process of its own deploys (this file, run as a program).
+A process of its own deploys (this file, run as a program), since Serve reads its environment when it is imported.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,69 +17,93 @@ import grpc
 import numpy as np
 import pytest
 
+from tidepool.artifact import open_artifact
 from tidepool.cluster import local
 from tidepool.cluster.ports import Ports
 from tidepool.conformance.__main__ import main as conformance
-from tidepool.serve import protobuf
+from tidepool.registry.client import Registry
+from tidepool.serve import health, protobuf
 from tidepool.serve._pb2 import open_inference_pb2 as pb
-from tidepool.serve.auth import Key, digest
 from tidepool.serve.grpc import SERVICE
 from tidepool.settings import Settings
 
-LIMIT = 4_000_000
-KEY = (("authorization", "Bearer good"),)
-MODELS = ("digits", "other")
+pytestmark = pytest.mark.cluster
 
 
-class Model:
-    """A replica of one model: what `tidepool.serve.app.Model` is, without registry and version table."""
+class Service:
+    """Digits in service."""
 
-    async def __init__(self, name: str, artifact: str) -> None:  # type: ignore[misc]
-        from tidepool.artifact import open_artifact
-        from tidepool.serve.auth import Keyring
-        from tidepool.serve.dataplane import Dataplane, Lineup, load_version
-        from tidepool.serve.grpc import CALLS, Servicer
+    def __init__(self, settings: Settings, port: int) -> None:
+        self.port, self.key = port, settings.cli_key_file.read_text()
 
-        self._dataplane, self._keyring = Dataplane(name), Keyring([Key("1", "k", digest("good"), ("*",), 0.0, None)])
-        self._dataplane.flip(Lineup("1", {"1": load_version("1", open_artifact(artifact))}))
-        servicer = Servicer(self._dataplane, self._keyring, LIMIT)
-        for call in CALLS:
-            setattr(self, call, getattr(servicer, call))
+    def infer(self, model: str = "digits", key: str | None = None, rows: int = 1, **metadata: str) -> Any:
+        image = {"image": np.zeros((rows, 64), np.float32)}
+        message = protobuf.encode_request(image, {"image": "FP32"}, model=model, raw=True)
+        sent = {"authorization": f"Bearer {self.key if key is None else key}", **metadata}
+        return self.call(f"/{SERVICE}/ModelInfer", message.SerializeToString(), pb.ModelInferResponse, sent)
 
-    def __serve_build_asgi_app__(self) -> Any:
-        from tidepool.serve.rest import ModelApp
+    def call(self, path: str, message: bytes, answer: Any, metadata: dict[str, str]) -> Any:
+        with grpc.insecure_channel(f"127.0.0.1:{self.port}") as channel:
+            call = channel.unary_unary(path, response_deserializer=getattr(answer, "FromString", None))
+            return call(message, metadata=tuple(metadata.items()), timeout=60)
 
-        return ModelApp(self._dataplane, self._keyring, LIMIT)
-
-
-class GrpcFront:
-    """The front, in a deployment: Serve starts it anew if it ends."""
-
-    async def __init__(self, upstream: str, port: int) -> None:  # type: ignore[misc]
-        from tidepool.serve.front import Front
-
-        self._front = Front(upstream, LIMIT)
-        await self._front.start(port, "127.0.0.1")
+    def refusal(self, **options: Any) -> tuple[str, str]:
+        with pytest.raises(grpc.RpcError) as refused:
+            self.infer(**options)
+        return refused.value.code().name, refused.value.details()
 
 
-def deploy(http: int, serve_grpc: int, front: int, artifact: str) -> None:
-    """Serve, an application for each model, and the front."""
-    with local.connect(Settings()):
-        from ray import serve
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIDEPOOL_HOME", str(tmp_path_factory.mktemp("home")))
+        settings, ports = Settings(), Ports(*free_ports(3))
+        local.up(settings, ports, num_cpus=4, num_gpus=0, resources={}, project=tmp_path_factory.mktemp("project"))
+        try:
+            subprocess.run([sys.executable, __file__], check=True, timeout=240)
+            assert ports.grpc is not None
+            yield Service(settings, ports.grpc)
+        finally:
+            local.down(settings)
 
-        serve.start(
-            http_options={"host": "127.0.0.1", "port": http},
-            grpc_options={"port": serve_grpc, "grpc_servicer_functions": ["tidepool.serve.grpc.add_to_server"]},
-        )
-        options: dict[str, Any] = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0.1}}
-        for name in MODELS:
-            model = serve.deployment(**options)(serve.ingress()(Model)).bind(name, artifact)
-            serve.run(model, name=name, route_prefix=f"/v2/models/{name}")
-        serve.run(
-            serve.deployment(**options)(GrpcFront).bind(f"127.0.0.1:{serve_grpc}", front),
-            name="grpc",
-            route_prefix=None,
-        )
+
+@pytest.fixture
+def digits(service: Service, make_artifact: Callable[..., Path]) -> Service:
+    registry = Registry(Settings().registry, Settings().storage("artifacts"))
+    if not registry.models():
+        registry.promote("digits", registry.register(open_artifact(str(make_artifact(7)))).version)
+        subprocess.run([sys.executable, __file__, "digits"], check=True, timeout=240)
+    return service
+
+
+def test_the_server_answers_before_any_model_is_deployed(service: Service) -> None:
+    assert service.call(f"/{SERVICE}/ServerReady", b"", pb.ServerReadyResponse, {}).ready
+    assert service.call(f"/{SERVICE}/ServerMetadata", b"", pb.ServerMetadataResponse, {}).name == "tidepool"
+    assert service.call(f"/{health.SERVICE}/Check", b"", None, {}) == health.SERVING
+
+
+def test_a_standard_client_and_one_that_names_the_application_get_the_same_answer(digits: Service) -> None:
+    standard, named = digits.infer(), digits.infer(application="digits")
+    assert (standard.model_name, standard.model_version) == ("digits", "1")
+    assert standard.raw_output_contents == named.raw_output_contents
+    assert len(digits.infer(rows=10_000).raw_output_contents[0]) == 80_000
+
+
+def test_keys_are_checked_on_this_port_as_well(digits: Service) -> None:
+    assert digits.refusal(key="wrong")[0] == "UNAUTHENTICATED"
+    assert digits.refusal(key="wrong", application="digits")[0] == "UNAUTHENTICATED"
+
+
+def test_a_model_that_is_not_served_is_not_found(digits: Service) -> None:
+    assert digits.refusal(model="nonsense") == ("NOT_FOUND", "no such model is served. Seen: nonsense.")
+    assert digits.refusal(model="nonsense", application="nonsense")[0] == "NOT_FOUND"
+
+
+def test_the_conformance_suite_passes(digits: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    header = f"Authorization: Bearer {digits.key}"
+    arguments = ["--grpc", f"127.0.0.1:{digits.port}", "--model", "digits", "--header", header, "--json"]
+    assert conformance(arguments) == 0
+    assert [outcome for outcome in json.loads(capsys.readouterr().out) if outcome["verdict"] == "fail"] == []
 
 
 def free_ports(count: int) -> list[int]:
@@ -90,52 +114,13 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def infer(port: int, model: str, metadata: Any = KEY, rows: int = 1) -> Any:
-    message = protobuf.encode_request(
-        {"image": np.zeros((rows, 64), np.float32)}, {"image": "FP32"}, model=model, raw=True
-    )
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        call = channel.unary_unary(
-            f"/{SERVICE}/ModelInfer",
-            request_serializer=pb.ModelInferRequest.SerializeToString,
-            response_deserializer=pb.ModelInferResponse.FromString,
-        )
-        return call(message, metadata=metadata, timeout=30)
-
-
-def refusal(port: int, model: str, metadata: Any = KEY) -> tuple[str, str]:
-    with pytest.raises(grpc.RpcError) as refused:
-        infer(port, model, metadata)
-    return refused.value.code().name, refused.value.details()
-
-
-@pytest.mark.cluster
-def test_grpc_reaches_every_model_behind_haproxy(
-    home: Path, make_artifact: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    http, dashboard, serve_grpc, front = free_ports(4)
-    local.up(Settings(), Ports(http, dashboard), num_cpus=4, num_gpus=0, resources={}, project=tmp_path)
-    try:
-        arguments = [str(argument) for argument in (http, serve_grpc, front, make_artifact(7))]
-        subprocess.run([sys.executable, __file__, *arguments], check=True, timeout=120)
-
-        for model in MODELS:
-            named = infer(serve_grpc, model, (*KEY, ("application", model)))
-            unnamed = infer(front, model)
-            assert (named.model_name, unnamed.model_name) == (model, model)
-            assert named.raw_output_contents == unnamed.raw_output_contents
-        assert len(infer(front, "digits", rows=10_000).raw_output_contents[0]) == 80_000
-
-        assert refusal(front, "digits", ())[0] == "UNAUTHENTICATED"
-        assert refusal(serve_grpc, "digits", (("application", "digits"),))[0] == "UNAUTHENTICATED"
-        assert refusal(front, "nonsense") == ("NOT_FOUND", "no such model is served. Seen: nonsense.")
-
-        header = "Authorization: Bearer good"
-        assert conformance(["--grpc", f"127.0.0.1:{front}", "--model", "digits", "--header", header, "--json"]) == 0
-        assert [o for o in json.loads(capsys.readouterr().out) if o["verdict"] == "fail"] == []
-    finally:
-        local.down(Settings())
-
-
 if __name__ == "__main__":
-    deploy(*map(int, sys.argv[1:4]), sys.argv[4])
+    settings = Settings()
+    cluster = local.running(settings)
+    with local.connect(settings):
+        from tidepool.serve import app
+
+        if sys.argv[1:]:
+            app.deploy(settings, sys.argv[1], cluster.http_port)
+        else:
+            app.start(settings, cluster.http_port, cluster.ports["grpc"])

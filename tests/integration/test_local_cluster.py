@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tidepool.cluster import environment, local, processes
+from tidepool.cluster import environment, haproxy, local, processes
 from tidepool.cluster.ports import Ports, is_free
 from tidepool.errors import NoCluster
 from tidepool.settings import Settings
@@ -26,15 +26,16 @@ CLI = "from tidepool.cli import cluster; import typer; app = typer.Typer(); clus
 
 SERVE = """
 from tidepool.cli.cluster import ensure_up
+from tidepool.cluster.ports import Ports
 from tidepool.settings import Settings
 
-def start_serving(settings, port):
+def start_serving(settings, port, grpc_port):
     from ray import serve
     from deployments.tide import Tide
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(serve.deployment(ray_actor_options={"num_cpus": 0})(Tide).bind(), name="tide", route_prefix="/tide")
 
-ensure_up(Settings(), 1, 2, start_serving=start_serving)
+ensure_up(Settings(), Ports(1, 2), start_serving=start_serving)
 """
 
 TIDE = """
@@ -168,7 +169,7 @@ def test_somebodys_ray_address_does_not_reach_the_workers(life: Life) -> None:
 
 
 def test_haproxy_is_the_front_end_where_there_is_one(life: Life) -> None:
-    expected = "HAProxy" if environment.haproxy() else "Python proxy"
+    expected = "HAProxy" if haproxy.binary() else "Python proxy"
     assert life.cluster.front_end == expected
     assert ("haproxy" in life.programs) == (expected == "HAProxy")
 

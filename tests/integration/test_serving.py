@@ -57,7 +57,7 @@ def service(no_ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> I
         local.up(settings, ports, None, None, {}, PROJECT)
         try:
             with local.connect(settings):
-                app.start(settings, ports.http)
+                app.start(settings, ports.http, local.running(settings).ports["grpc"])
                 yield Service(settings, ports.http)
         finally:
             local.down(settings)

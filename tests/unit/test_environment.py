@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tidepool.cluster import environment
+from tidepool.cluster import environment, haproxy
 from tidepool.cluster.ports import Block
 from tidepool.cluster.processes import MARKER
 from tidepool.settings import Settings
@@ -70,7 +70,7 @@ def test_haproxy_is_started_with_metrics_and_statistics_on_loopback(tmp_path: Pa
     config = tmp_path / "haproxy.cfg"
     metrics, stats = BLOCK["haproxy_metrics"], BLOCK["haproxy_stats"]
     config.write_text(f"frontend p\n    bind :{metrics}\nfrontend h\n    bind *:8000\nlisten stats\n  bind *:{stats}\n")
-    script = environment.loopback_haproxy(tmp_path, binary, BLOCK)
+    script = haproxy.program(tmp_path, binary, BLOCK)
     arguments = ["-db", "-f", str(config), "-sf", "12"]
     said = subprocess.run([script, *arguments], capture_output=True, text=True, check=True).stdout
     assert said.split() == arguments

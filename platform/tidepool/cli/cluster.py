@@ -18,11 +18,13 @@ from tidepool.cli.output import as_json, table
 if TYPE_CHECKING:
     from tidepool.cluster.doctor import Check
     from tidepool.cluster.local import LocalCluster
+    from tidepool.cluster.ports import Ports
     from tidepool.cluster.status import Status
     from tidepool.settings import Settings
 
 JSON = typer.Option(False, "--json", help="Print JSON.")
 HTTP_PORT = typer.Option(8000, help="Port for inference requests, on this machine only.")
+GRPC_PORT = typer.Option(None, help="Port for gRPC, on this machine only; default the one after the HTTP port.")
 DASHBOARD_PORT = typer.Option(8265, help="Port of Ray's dashboard and of its jobs, on this machine only.")
 COLOURS = {"OK": "green", "WARN": "yellow", "FAIL": "red"}
 
@@ -40,6 +42,7 @@ def register(app: typer.Typer) -> None:
 def up(
     http_port: int = HTTP_PORT,
     dashboard_port: int = DASHBOARD_PORT,
+    grpc_port: int | None = GRPC_PORT,
     num_cpus: int | None = typer.Option(None, help="CPUs to claim; default the cores, but at least 8."),
     num_gpus: int | None = typer.Option(None, help="GPUs to claim; default those that are there."),
     resources: str = typer.Option("{}", help="Other resources, as JSON: '{\"slot\": 4}'."),
@@ -48,11 +51,13 @@ def up(
     """Start a local cluster with its HTTP front end; if one runs already, say where it is."""
     from rich.console import Console
 
+    from tidepool.cluster.ports import Ports
     from tidepool.settings import Settings
 
     settings, amounts, began = Settings(), _resources(resources), time.monotonic()
     with Console(stderr=True).status("starting Ray and its HTTP front end"):
-        cluster, fresh = ensure_up(settings, http_port, dashboard_port, num_cpus, num_gpus, amounts)
+        ports = Ports(http_port, dashboard_port, grpc_port)
+        cluster, fresh = ensure_up(settings, ports, num_cpus, num_gpus, amounts)
     if as_document:
         as_json({**dataclasses.asdict(cluster), "started": fresh})
         return
@@ -119,20 +124,19 @@ def validate(
 
 def ensure_up(
     settings: Settings,
-    http_port: int,
-    dashboard_port: int,
+    ports: Ports,
     num_cpus: int | None = None,
     num_gpus: int | None = None,
     resources: dict[str, float] | None = None,
-    start_serving: Callable[[Settings, int], None] | None = None,
+    start_serving: Callable[[Settings, int, int], None] | None = None,
 ) -> tuple[LocalCluster, bool]:
     """A running local cluster with its HTTP front end, and whether it was started now; workers import from here.
 
-    `start_serving` gets settings and port in a process that is connected; default `tidepool.serve.app.start`. If it
-    fails, a cluster that was started for it is ended.
+    `start_serving` gets settings and the ports for HTTP and gRPC in a process that is connected; default
+    `tidepool.serve.app.start`. If it fails, a cluster that was started for it is ended.
     """
     from tidepool.cluster import local
-    from tidepool.cluster.ports import Ports, is_free
+    from tidepool.cluster.ports import is_free
     from tidepool.errors import NoCluster
 
     elsewhere = os.environ.pop("RAY_ADDRESS", None)
@@ -142,13 +146,12 @@ def ensure_up(
         try:
             cluster, fresh = local.running(settings), False
         except NoCluster:
-            ports = Ports(http_port, dashboard_port)
             cluster, fresh = local.up(settings, ports, num_cpus, num_gpus, resources or {}, Path.cwd()), True
         if not fresh and not is_free(cluster.http_port):
             return cluster, False
         try:
             with local.connect(settings):
-                (start_serving or _start_serving())(settings, cluster.http_port)
+                (start_serving or _start_serving())(settings, cluster.http_port, cluster.ports["grpc"])
         except BaseException:
             if fresh:
                 local.down(settings)
@@ -156,7 +159,7 @@ def ensure_up(
         return cluster, fresh
 
 
-def _start_serving() -> Callable[[Settings, int], None]:
+def _start_serving() -> Callable[[Settings, int, int], None]:
     from tidepool.serve.app import start
 
     return start
@@ -182,6 +185,7 @@ def _print_up(settings: Settings, cluster: LocalCluster, verb: str) -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"[bold]tidepool {verb}[/]")
     console.print(f"  requests   http://127.0.0.1:{cluster.http_port}/v2  ({cluster.front_end})")
+    console.print(f"  gRPC       127.0.0.1:{cluster.ports['grpc']}")
     console.print(f"  dashboard  {cluster.dashboard}")
     console.print(f"  state      {settings.root}")
     if settings.root != default_home() or cluster.ports["dashboard"] != 8265:
@@ -200,6 +204,7 @@ def _print_status(found: Status, cluster: LocalCluster | None) -> None:
     if cluster is not None:
         console.print(f"  since      {cluster.started_at}")
         console.print(f"  requests   http://127.0.0.1:{cluster.http_port}/v2  ({cluster.front_end})")
+        console.print(f"  gRPC       127.0.0.1:{cluster.ports['grpc']}")
         console.print(f"  dashboard  {cluster.dashboard}")
     nodes = [
         (node["address"], "alive" if node["alive"] else "gone", _amounts(_computing(node["resources"])))

@@ -36,13 +36,14 @@ def demo(
     from tidepool.cli.cluster import ensure_up
     from tidepool.cli.jobs import run_step
     from tidepool.cli.serving import deploy
+    from tidepool.cluster.ports import Ports
     from tidepool.settings import Settings
     from tidepool.spec import load_spec
 
     began = time.monotonic()
     console, settings = Console(highlight=False), Settings()
     console.rule("[bold]1  a local cluster", align="left")
-    ensure_up(settings, http_port, dashboard_port)
+    ensure_up(settings, Ports(http_port, dashboard_port))
     console.rule("[bold]2  preprocess, train, evaluate, export, register", align="left")
     run_step("run", SPEC, [])
     console.rule("[bold]3  deploy", align="left")

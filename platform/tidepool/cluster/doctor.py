@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from tidepool.cluster import environment, head, processes
+from tidepool.cluster import haproxy, head, processes
 from tidepool.cluster.local import running
 from tidepool.cluster.ports import Ports
 from tidepool.errors import ClusterError, NoCluster
@@ -40,7 +40,7 @@ def examine(settings: Settings, project: Path) -> list[Check]:
     return [
         *versions(),
         *constraints(project / "constraints.txt"),
-        front_end(environment.haproxy()),
+        front_end(haproxy.binary()),
         home(settings),
         *space(settings),
         ports(settings, Ports()),

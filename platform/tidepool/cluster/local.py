@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tidepool import storage
-from tidepool.cluster import environment, head, processes
+from tidepool.cluster import environment, haproxy, head, processes
 from tidepool.cluster.ports import Block, Ports, claim, is_free
 from tidepool.errors import ClusterError, NoCluster
 from tidepool.settings import Settings
@@ -161,7 +161,7 @@ def dashboard_address(settings: Settings) -> str:
 def _start(settings: Settings, ports: Ports, block: Block, size: head.Size, project: Path) -> LocalCluster:
     run = environment.new_run_folder(settings)
     cluster_id = environment.mark(settings) + secrets.token_hex(4)
-    variables = environment.cluster_variables(os.environ, block, run, environment.haproxy())
+    variables = environment.cluster_variables(os.environ, block, run, haproxy.binary())
     everything = environment.process_environment(os.environ, variables, settings, cluster_id, project)
     head.start(head.command(ports, block, run, size), everything, settings.logs)
     cluster = LocalCluster(
@@ -171,7 +171,7 @@ def _start(settings: Settings, ports: Ports, block: Block, size: head.Size, proj
         http_port=ports.http,
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         pids=processes.pids(cluster_id, head.PROCESSES),
-        ports={"dashboard": ports.dashboard, **block.singles()},
+        ports={**block.singles(), "dashboard": ports.dashboard, "grpc": ports.for_grpc(block)},
         environment=variables,
     )
     head.await_dashboard(cluster.dashboard)

@@ -36,6 +36,7 @@ SINGLE = (
     "haproxy_stats",
     "fallback_http",
     "fallback_grpc",
+    "grpc",
 )
 """What listens on the first ports of a block, in this order."""
 
@@ -49,17 +50,24 @@ class Ports:
 
     http: int = 8000
     dashboard: int = 8265
+    grpc: int | None = None
+    """None for the one after the HTTP port if that is free, else one of the block."""
 
     def check(self) -> None:
-        """Make sure that both can be bound, before anything is started.
+        """Make sure that all can be bound, before anything is started.
 
         Raises:
             PortInUse: one is taken; names it, its holder where that can be seen, and the flag to choose another.
-            ClusterError: both are the same, or one is out of bounds or reserved.
+            ClusterError: two are the same, or one is out of bounds or reserved.
         """
         if self.http == self.dashboard:
             raise ClusterError("HTTP and dashboard need a port each", seen=self.http, remedy="give --dashboard-port")
-        for port, flag in ((self.http, "--http-port"), (self.dashboard, "--dashboard-port")):
+        if self.grpc in (self.http, self.dashboard):
+            raise ClusterError("gRPC needs a port of its own", seen=self.grpc, remedy="give another --grpc-port")
+        typed = {"--http-port": self.http, "--dashboard-port": self.dashboard, "--grpc-port": self.grpc}
+        for flag, port in typed.items():
+            if port is None:
+                continue
             if not 1 <= port <= 65535:
                 raise ClusterError(f"no such port for {flag}", seen=port, allowed="1 to 65535")
             try:
@@ -70,6 +78,13 @@ class Ports:
                 raise PortInUse(
                     f"port {port} is in use", seen=holder(port), remedy=f"end that process, or choose with {flag}"
                 ) from None
+
+    def for_grpc(self, block: Block) -> int:
+        """The port for gRPC."""
+        if self.grpc is not None:
+            return self.grpc
+        following = self.http + 1
+        return following if following != self.dashboard and is_free(following) else block["grpc"]
 
 
 @dataclass(frozen=True)

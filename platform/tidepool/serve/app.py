@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from tidepool import __version__
 from tidepool.artifact import open_artifact
 from tidepool.errors import ClusterError, ModelNotFound
-from tidepool.serve import autoscale, gateway, shortcut, versions
+from tidepool.serve import autoscale, gateway, grpc, shortcut, versions
 from tidepool.serve.auth import Key, KeyFile, Keyring
 from tidepool.serve.dataplane import Dataplane, Lineup, load_version
+from tidepool.serve.reception import Reception
 from tidepool.serve.rest import ModelApp
 from tidepool.serve.versions import VersionTable
 from tidepool.serve.vitals import Vitals
@@ -53,6 +54,8 @@ class Model:
             await apply(value)
             self._tasks.append(asyncio.create_task(versions.follow(topic, apply, revision)))
 
+        grpc.answer_with(self, grpc.Servicer(self._dataplane, self._keyring, self._max_body_bytes))
+
     def __serve_build_asgi_app__(self) -> ModelApp:
         app = ModelApp(self._dataplane, self._keyring, self._max_body_bytes)
         shortcut.publish(f"{gateway.MODEL_PREFIX}{self._dataplane.model}", app)
@@ -84,6 +87,13 @@ class Model:
     async def _apply_keys(self, value: list[dict[str, Any]]) -> None:
         assert self._keyring is not None
         self._keyring.replace(Key.from_json(entry) for entry in value)
+
+
+class Gateway:
+    """The replica at `/`: what is about no model, and what is about none that is served."""
+
+    def __init__(self, grpc_address: str) -> None:
+        grpc.answer_with(self, Reception(grpc_address))
 
 
 def application(spec: Spec) -> Application:
@@ -120,8 +130,8 @@ def application(spec: Spec) -> Application:
     return deployment.bind(spec.name, spec.serve.model_dump())
 
 
-def start(settings: Settings, http_port: int) -> None:
-    """Start Serve's front end on `http_port` with the gateway behind it, and make the CLI's API key if it has none."""
+def start(settings: Settings, http_port: int, grpc_port: int) -> None:
+    """Start Serve's front end on these ports with the gateway behind it, and make the CLI's API key if it has none."""
     from ray import serve
 
     if not settings.cli_key_file.exists():
@@ -129,7 +139,10 @@ def start(settings: Settings, http_port: int) -> None:
         settings.cli_key_file.touch(mode=0o600)
         settings.cli_key_file.write_text(key)
     # Loopback: whoever wants the service on the network puts an ingress with TLS in front.
-    serve.start(http_options={"host": "127.0.0.1", "port": http_port})
+    serve.start(
+        http_options={"host": "127.0.0.1", "port": http_port},
+        grpc_options={"port": grpc_port, "grpc_servicer_functions": ["tidepool.serve.grpc.add_to_server"]},
+    )
     deployment = serve.deployment(
         name="Gateway",
         num_replicas=1,
@@ -137,8 +150,8 @@ def start(settings: Settings, http_port: int) -> None:
         max_ongoing_requests=1000,
         logging_config=LOGGING,
         graceful_shutdown_timeout_s=5.0,
-    )(serve.ingress(gateway.build)())
-    serve.run(deployment.bind(), name=gateway.APPLICATION, route_prefix="/")
+    )(serve.ingress(gateway.build)(Gateway))
+    serve.run(deployment.bind(f"127.0.0.1:{grpc_port}"), name=gateway.APPLICATION, route_prefix="/")
     await_answer(http_port, "/v2/health/ready")
 
 

@@ -18,7 +18,7 @@ import grpc
 
 from tidepool import __version__, errors
 from tidepool.errors import RequestTooLarge, TidepoolError, UnknownModel
-from tidepool.serve import protobuf, protocol
+from tidepool.serve import health, protobuf, protocol
 from tidepool.serve._pb2 import open_inference_pb2 as pb
 from tidepool.serve.auth import Keyring
 from tidepool.serve.dataplane import Dataplane
@@ -77,7 +77,7 @@ def code_of(error: TidepoolError) -> grpc.StatusCode:
     return next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
 
 
-def _failing_softly(call: Call) -> Call:
+def failing_softly(call: Call) -> Call:
     """Turn what `call` raises into a code and details; a cancelled call stays cancelled."""
     empty = CALLS[call.__name__][1]
 
@@ -103,36 +103,36 @@ class Servicer:
     def __init__(self, dataplane: Dataplane, keyring: Keyring | None, max_message_bytes: int) -> None:
         self._dataplane, self._keyring, self._max_message_bytes = dataplane, keyring, max_message_bytes
 
-    @_failing_softly
+    @failing_softly
     async def ServerLive(self, request: pb.ServerLiveRequest, grpc_context: Context) -> pb.ServerLiveResponse:
         """Whether the replica answers at all."""
         return pb.ServerLiveResponse(live=True)
 
-    @_failing_softly
+    @failing_softly
     async def ServerReady(self, request: pb.ServerReadyRequest, grpc_context: Context) -> pb.ServerReadyResponse:
         """Whether the model is loaded."""
         return pb.ServerReadyResponse(ready=self._dataplane.ready())
 
-    @_failing_softly
+    @failing_softly
     async def ServerMetadata(
         self, request: pb.ServerMetadataRequest, grpc_context: Context
     ) -> pb.ServerMetadataResponse:
         """Name, version and extensions of the server."""
         return server_metadata()
 
-    @_failing_softly
+    @failing_softly
     async def ModelReady(self, request: pb.ModelReadyRequest, grpc_context: Context) -> pb.ModelReadyResponse:
         """Whether requests for the model, in this version if one is named, would be answered."""
         ready = request.name == self._dataplane.model and self._dataplane.ready(request.version or None)
         return pb.ModelReadyResponse(ready=ready)
 
-    @_failing_softly
+    @failing_softly
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, grpc_context: Context) -> pb.ModelMetadataResponse:
         """The model's tensors and versions."""
         self._admit(request.name, grpc_context)
         return protobuf.model_metadata(self._dataplane.metadata(request.version or None))
 
-    @_failing_softly
+    @failing_softly
     async def ModelInfer(self, request: pb.ModelInferRequest, grpc_context: Context) -> pb.ModelInferResponse:
         """Answer one request."""
         self._admit(request.model_name, grpc_context)
@@ -167,8 +167,28 @@ def server_metadata() -> pb.ServerMetadataResponse:
     return pb.ServerMetadataResponse(name=protocol.SERVER_NAME, version=__version__)
 
 
+_ANSWERING: list[Any] = []
+"""The servicer of this process: none, or one in a replica."""
+
+
+def answer_with(replica: Any, servicer: Any) -> None:
+    """Let a replica answer with `servicer`, in its own gRPC server as well as when Serve passes a call on."""
+    _ANSWERING[:] = [servicer]
+    for call in CALLS:
+        setattr(replica, call, getattr(servicer, call))
+
+
 def add_to_server(servicer: Any, server: Any) -> None:
-    """Register a servicer's calls; Serve's `grpc_servicer_functions` names this function."""
+    """Register the calls; Serve's `grpc_servicer_functions` names this function.
+
+    In a replica its own servicer answers: as a service that Serve passes through, as it does with reflection, a call is
+    spared Serve's machinery (as HTTP requests are by `shortcut`). Elsewhere `servicer` does.
+    """
+    if _ANSWERING and hasattr(server, "add_passthrough_service"):
+        (servicer,) = _ANSWERING
+        server.add_passthrough_service(SERVICE)
+        server.add_passthrough_service(health.SERVICE)
+        health.add_to_server(server, SERVICE)
     handlers = {
         name: grpc.unary_unary_rpc_method_handler(
             getattr(servicer, name), request_deserializer=asked.FromString, response_serializer=given.SerializeToString

