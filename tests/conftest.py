@@ -29,6 +29,7 @@ def _shut_down_at_the_end() -> Iterator[None]:
 def ray_cluster(_shut_down_at_the_end: None) -> None:
     """This process is the driver of a Ray cluster of its own, which modules that come one after another share."""
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"  # as `tidepool up` has it
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     os.environ["RAY_AUTH_MODE"] = "disabled"
     import ray
 

@@ -31,6 +31,9 @@ None of them knows HTTP, gRPC or exit codes: `serve.rest`, `serve.grpc` and `cli
 
 from __future__ import annotations
 
+LONGEST_SEEN = 4000
+"""Characters of a value seen that a message shows: whoever sent a megabyte knows it."""
+
 
 class TidepoolError(Exception):
     """A failure with a message for a person: what is wrong, the value seen, what is allowed, what to do.
@@ -52,9 +55,12 @@ class TidepoolError(Exception):
 
     def __str__(self) -> str:
         parts = [self.what]
+        if self.seen is not None:
+            seen = str(self.seen)
+            parts.append(f"Seen: {seen if len(seen) <= LONGEST_SEEN else seen[:LONGEST_SEEN] + '...'}")
         parts += [
             f"{label}: {value}"
-            for label, value in (("Seen", self.seen), ("Allowed", self.allowed), ("Remedy", self.remedy))
+            for label, value in (("Allowed", self.allowed), ("Remedy", self.remedy))
             if value is not None
         ]
         return " ".join(part if part.endswith((".", "!", "?")) else part + "." for part in parts)

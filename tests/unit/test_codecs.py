@@ -204,3 +204,16 @@ def test_an_answer_in_raw_bytes_follows_its_json() -> None:
 def test_bytes_that_are_no_text_are_refused_in_json() -> None:
     with pytest.raises(InvalidRequest, match="binary_data"):
         codecs.encode(InferResponse("m", "3", {"s": np.array([b"\xff"], np.object_)}, SIGNATURE))
+
+
+def test_the_value_that_does_not_fit_is_the_one_that_is_named() -> None:
+    with pytest.raises(InvalidRequest, match=r"Seen: -300\."):
+        codecs.decode(body(name="x", datatype="INT8", shape=[2], data=[-300, 1]))
+    with pytest.raises(InvalidRequest, match=r"shape \[2, 2\].*\[4\]"):
+        codecs.decode(body(name="x", datatype="INT8", shape=[4], data=[[1, 2], [3, 4]]))
+
+
+def test_a_message_does_not_send_back_a_megabyte() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        codecs.decode(orjson.dumps({"inputs": ["x" * 1_000_000]}))
+    assert len(str(refused.value)) < 5000

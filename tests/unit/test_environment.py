@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -63,19 +65,55 @@ def test_two_clusters_share_no_port(tmp_path: Path) -> None:
     assert all(first[name] != second[name] for name in ports)
 
 
-def test_haproxy_is_started_with_metrics_and_statistics_on_loopback(tmp_path: Path) -> None:
+CONFIG = """defaults
+    option httplog
+    errorfile 503 /elsewhere/500.http
+frontend p
+    bind :{metrics}
+frontend h
+    bind *:8000
+frontend g
+    bind *:8001 proto h2
+    acl is_grpc-gateway req.hdr(application) -m str gateway
+    default_backend default_grpc_backend
+listen stats
+  bind *:{stats}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    """The configuration with which HAProxy is started in the end."""
     binary = tmp_path / "binary"
     binary.write_text('#!/bin/sh\necho "$@"\n')
     binary.chmod(0o755)
-    config = tmp_path / "haproxy.cfg"
-    metrics, stats = BLOCK["haproxy_metrics"], BLOCK["haproxy_stats"]
-    config.write_text(f"frontend p\n    bind :{metrics}\nfrontend h\n    bind *:8000\nlisten stats\n  bind *:{stats}\n")
+    file = tmp_path / "haproxy.cfg"
+    file.write_text(CONFIG.format(metrics=BLOCK["haproxy_metrics"], stats=BLOCK["haproxy_stats"]))
     script = haproxy.program(tmp_path, binary, BLOCK)
-    arguments = ["-db", "-f", str(config), "-sf", "12"]
+    arguments = ["-db", "-f", str(file), "-sf", "12"]
     said = subprocess.run([script, *arguments], capture_output=True, text=True, check=True).stdout
     assert said.split() == arguments
-    binds = [line.split()[1] for line in config.read_text().splitlines() if "bind" in line]
-    assert binds == [f"127.0.0.1:{metrics}", "*:8000", f"127.0.0.1:{stats}"]
+    return file.read_text()
+
+
+def test_haproxy_is_started_with_metrics_and_statistics_on_loopback(config: str) -> None:
+    binds = [line.split()[1] for line in config.splitlines() if line.lstrip().startswith("bind")]
+    assert binds == [
+        f"127.0.0.1:{BLOCK['haproxy_metrics']}", "*:8000", "*:8001", f"127.0.0.1:{BLOCK['haproxy_stats']}"
+    ]  # fmt: skip
+
+
+def test_haproxy_logs_failures_alone_and_tells_of_them_in_json(config: str) -> None:
+    assert "option httplog\n    option dontlog-normal" in config
+    page = Path(re.search(r"errorfile 503 (\S+)", config)[1]).read_bytes()  # type: ignore[index]
+    head, body = page.split(b"\r\n\r\n")
+    assert list(json.loads(body)) == ["error"]
+    assert f"content-length: {len(body)}".encode() in head
+
+
+def test_haproxy_finds_the_model_of_a_call_and_sends_the_others_to_the_gateway(config: str) -> None:
+    assert "set-header application %[req.body,bytes(5),protobuf(1)]" in config
+    assert "default_backend grpc-gateway" in config
 
 
 def test_sockets_go_into_the_home() -> None:

@@ -200,3 +200,44 @@ def test_a_model_that_is_not_loaded_is_not_ready() -> None:
 
     statuses = [message["status"] for message in asyncio.run(once()) if "status" in message]
     assert statuses == [503, 503]
+
+
+def test_one_request_too_many_is_refused_before_its_body_is_read(dataplane: Dataplane) -> None:
+    app = ModelApp(dataplane, None, max_body_bytes=10_000, max_in_air=1)
+    scope = {"type": "http", "method": "POST", "path": f"{PREFIX}/infer", "root_path": PREFIX, "headers": []}
+    bodies = 0
+
+    async def both() -> list[dict[str, Any]]:
+        heads: list[dict[str, Any]] = []
+        go_on = asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            nonlocal bodies
+            bodies += 1
+            await go_on.wait()
+            return {"type": "http.request", "body": infer_body()}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                heads.append(message)
+
+        first = asyncio.create_task(app({**scope}, receive, send))
+        await asyncio.sleep(0)
+        await app({**scope}, receive, send)
+        go_on.set()
+        await first
+        await app({**scope}, receive, send)
+        return heads
+
+    refused, answered, afterwards = asyncio.run(both())
+    assert (refused["status"], answered["status"], afterwards["status"]) == (429, 200, 200)
+    assert dict(refused["headers"])[b"retry-after"].isdigit()
+    assert bodies == 2
+
+
+def test_the_limit_holds_for_a_body_without_a_declared_length(send: Send) -> None:
+    async def pieces(length: int) -> Any:
+        yield b"x" * length
+
+    assert send("POST", "/infer", content=pieces(60_000)).status_code == 413
+    assert send("POST", "/infer", content=pieces(9_000)).status_code == 400

@@ -44,6 +44,8 @@ LOCAL = {
     # With clusters of several machines switched off, Ray keeps 127.0.0.1 as the node's address. Otherwise it takes
     # the machine's outside address instead and listens on every interface, open to whoever can reach it.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Nobody takes this machine away on notice; the watcher would be one process more at every start of training.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # Ray's processes rename themselves; without this that overwrites the environment in which `down` finds them.
     "SPT_NOENV": "1",
     loopback.HOOK: f"{loopback.__name__}.{loopback.bind_replicas.__name__}",

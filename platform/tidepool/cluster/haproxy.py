@@ -21,6 +21,7 @@ gateway=$(sed -n 's/^ *acl is_\(.*\) req.hdr(application) -m str gateway$/\1/p' 
 sed -i -e 's/bind :@METRICS@$/bind 127.0.0.1:@METRICS@/' \
     -e 's/bind \*:@STATS@$/bind 127.0.0.1:@STATS@/' \
     -e 's/^    option httplog$/&\n    option dontlog-normal/' \
+    -e 's#^\( *errorfile 50[234]\) .*#\1 @UNAVAILABLE@#' \
     -e '/proto h2$/a\
     acl names_a_model path_beg @INFERENCE@Model\
     acl is_routed req.hdr(application) -m found\
@@ -31,6 +32,10 @@ sed -i -e 's/bind :@METRICS@$/bind 127.0.0.1:@METRICS@/' \
 [ -n "$gateway" ] && sed -i -e "s/default_backend default_grpc_backend$/default_backend $gateway/" "$config"
 exec '@BINARY@' "$@"
 """
+
+
+NO_REPLICA = b'{"error": "no replica answers. Remedy: try again in a moment."}'
+"""What HAProxy says where it finds none."""
 
 
 def binary() -> Path | None:
@@ -52,15 +57,20 @@ def program(run: Path, binary: Path, block: Block) -> Path:
 
     - Metrics and statistics listen on loopback: Serve opens both to every interface, without a password.
     - No log line for each request; what went wrong is still logged.
+    - Its own errors have the protocol's one shape.
     - gRPC calls that don't name their application, as those of standard clients, get the model that their message
       names. Calls about no model go to the gateway; so do those about a model that isn't there, and compressed
       messages, which HAProxy can't read.
     """
+    page = run / "unavailable.http"
+    headers = ("content-type: application/json", "retry-after: 1", f"content-length: {len(NO_REPLICA)}")
+    page.write_bytes("\r\n".join(("HTTP/1.1 503 Service Unavailable", *headers, "", "")).encode() + NO_REPLICA)
     replaced = {
         "METRICS": block["haproxy_metrics"],
         "STATS": block["haproxy_stats"],
         "INFERENCE": INFERENCE,
         "BINARY": binary,
+        "UNAVAILABLE": page,
     }
     text = SCRIPT
     for name, value in replaced.items():

@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tidepool import __version__
 from tidepool.artifact import open_artifact
-from tidepool.errors import ClusterError, ModelNotFound
+from tidepool.errors import ClusterError, ModelNotFound, TidepoolError
 from tidepool.serve import autoscale, gateway, grpc, shortcut, versions
 from tidepool.serve.auth import Key, KeyFile, Keyring
-from tidepool.serve.dataplane import Dataplane, Lineup, load_version
+from tidepool.serve.dataplane import Dataplane, Lineup, LoadedVersion, load_version
 from tidepool.serve.reception import Reception
 from tidepool.serve.rest import ModelApp
-from tidepool.serve.versions import VersionTable
+from tidepool.serve.versions import Entry, VersionTable
 from tidepool.serve.vitals import Vitals
 from tidepool.settings import Settings
 from tidepool.spec import ServeSpec, Spec, spec_of
 
 if TYPE_CHECKING:
     from ray.serve import Application
+
+    from tidepool.registry.entities import ModelVersion
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,8 @@ class Model:
         self._keyring = Keyring() if spec.auth == "api_key" else None
         self._max_body_bytes = int(spec.max_body_mb * 1e6)
         self._slo_s = spec.slo_p99_ms / 1e3
+        self._max_waiting = spec.max_queued_requests if spec.max_queued_requests >= 0 else sys.maxsize
+        self._max_in_air = spec.max_ongoing_requests + self._max_waiting
         self._vitals = Vitals(self._slo_s)
         topics: dict[str, Callable[[Any], Any]] = {f"model:{name}": self._apply_versions}
         if self._keyring is not None:
@@ -57,7 +61,7 @@ class Model:
         grpc.answer_with(self, grpc.Servicer(self._dataplane, self._keyring, self._max_body_bytes))
 
     def __serve_build_asgi_app__(self) -> ModelApp:
-        app = ModelApp(self._dataplane, self._keyring, self._max_body_bytes)
+        app = ModelApp(self._dataplane, self._keyring, self._max_body_bytes, self._max_in_air)
         shortcut.publish(f"{gateway.MODEL_PREFIX}{self._dataplane.model}", app)
         return app
 
@@ -70,19 +74,30 @@ class Model:
         _ = self._dataplane.lineup
 
     async def _apply_versions(self, value: dict[str, Any]) -> None:
-        """Load what the table names and isn't loaded, flip, and let go of what it names no more."""
+        """Load what the table names and isn't loaded, flip, and let go of what it names no more.
+
+        A champion that can't be loaded is an error: the versions that answered go on. Others are merely left out.
+        """
         table = VersionTable.from_json(value)
         loaded = dict(self._dataplane.lineup.versions) if self._dataplane.ready() else {}
         for entry in sorted(table.entries, key=lambda entry: entry.version != table.champion):
             known = loaded.get(entry.version)
             if known is None or known.digest != entry.digest:
-                open_it = partial(open_artifact, entry.uri, Settings().root / "cache", entry.digest)
-                artifact = await asyncio.to_thread(open_it)
-                loaded[entry.version] = await asyncio.to_thread(load_version, entry.version, artifact, self._slo_s)
+                try:
+                    loaded[entry.version] = await asyncio.to_thread(self._load, entry)
+                except TidepoolError as error:
+                    if entry.version == table.champion:
+                        raise
+                    loaded.pop(entry.version, None)
+                    log.warning("version %s is left out: %s", entry.version, error)
             if entry.version == table.champion:
                 self._dataplane.flip(Lineup(table.champion, dict(loaded)))
-        wanted = {entry.version: loaded[entry.version] for entry in table.entries}
+        wanted = {entry.version: loaded[entry.version] for entry in table.entries if entry.version in loaded}
         self._dataplane.flip(Lineup(table.champion, wanted))
+
+    def _load(self, entry: Entry) -> LoadedVersion:
+        artifact = open_artifact(entry.uri, Settings().root / "cache", entry.digest)
+        return load_version(entry.version, artifact, self._slo_s, self._max_waiting)
 
     async def _apply_keys(self, value: list[dict[str, Any]]) -> None:
         assert self._keyring is not None
@@ -165,17 +180,15 @@ def deploy(settings: Settings, name: str, http_port: int) -> Spec:
     import ray
     from ray import serve
 
-    spec = registered_spec(settings, name)
+    champion, spec = registered(settings, name)
     if not _is_in_service(name, spec):
         try:
             serve.run(application(spec), name=name, route_prefix=f"{gateway.MODEL_PREFIX}{name}")
         except Exception as error:
-            status = serve.status().applications.get(name)
-            reason = status.message if status else str(error)
-            raise ClusterError(f"{name} doesn't start", seen=reason[-2000:], remedy="`tidepool doctor`") from error
+            raise ClusterError(f"{name} doesn't start", seen=_reason(name, error), remedy="correct that") from error
         ray.get(versions.keeper().note.remote(name, _fingerprint(spec)))
     announce(name)
-    await_answer(http_port, f"{gateway.MODEL_PREFIX}{name}/ready")
+    await_answer(http_port, f"{gateway.MODEL_PREFIX}{name}/versions/{champion.version}/ready")
     return spec
 
 
@@ -202,8 +215,8 @@ def announce(*names: str, keys: bool = False) -> None:
     ray.get([versions.keeper().refresh.remote(topic) for topic in topics])
 
 
-def registered_spec(settings: Settings, name: str) -> Spec:
-    """The spec that the champion of a registered model was made with.
+def registered(settings: Settings, name: str) -> tuple[ModelVersion, Spec]:
+    """The champion of a registered model, and the spec that it was made with.
 
     Raises:
         ModelNotFound: no such model, or it has no champion.
@@ -213,7 +226,18 @@ def registered_spec(settings: Settings, name: str) -> Spec:
 
     champion = Registry(settings.registry, settings.storage("artifacts")).version(name, "champion")
     artifact = open_artifact(champion.uri, settings.root / "cache", champion.digest)
-    return spec_of(artifact.lineage["spec"], f"the lineage of {name} version {champion.version}")
+    return champion, spec_of(artifact.lineage["spec"], f"the lineage of {name} version {champion.version}")
+
+
+def _reason(name: str, error: Exception) -> str:
+    """Why an application doesn't start: what its replicas said, the last of it."""
+    from ray import serve
+
+    status = serve.status().applications.get(name)
+    if status is None:
+        return str(error)
+    said = [deployment.message for deployment in status.deployments.values() if deployment.message]
+    return (" ".join(said) or status.message)[-2000:]
 
 
 def _is_in_service(name: str, spec: Spec) -> bool:

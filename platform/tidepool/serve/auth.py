@@ -6,11 +6,13 @@ and looking the hash up tells an attacker nothing about the key.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,9 @@ from tidepool import storage
 from tidepool.errors import Forbidden, SpecError, StorageError, Unauthenticated
 
 ANY_MODEL = "*"
+
+DAY_S = 86_400.0
+LONGEST_S = 36_500 * DAY_S
 
 
 @dataclass(frozen=True)
@@ -60,12 +65,19 @@ class KeyFile:
             raise StorageError("the keys file can't be read", seen=f"{self._path}: {error}") from error
 
     def create(self, name: str, models: Iterable[str] = (ANY_MODEL,), ttl_s: float | None = None) -> str:
-        """Make a key and return it: the only time that it can be seen."""
+        """Make a key and return it: the only time that it can be seen.
+
+        Raises:
+            SpecError: it would never be good, or for longer than a century.
+        """
+        if ttl_s is not None and not 0 < ttl_s <= LONGEST_S:
+            raise SpecError("no such time for a key to last", seen=f"{ttl_s / DAY_S:g} days", allowed="0 to 36500 days")
         now = self._clock()
         id_, secret = secrets.token_hex(4), secrets.token_hex(20)
         text = f"tp_{id_}_{secret}"
         key = Key(id_, name, digest(text), tuple(models), now, None if ttl_s is None else now + ttl_s)
-        self._write([*self.load(), key])
+        with self._alone():
+            self._write([*self.load(), key])
         return text
 
     def revoke(self, id_: str) -> Key:
@@ -74,12 +86,23 @@ class KeyFile:
         Raises:
             SpecError: no key of that id.
         """
-        keys = self.load()
-        found = [key for key in keys if key.id == id_]
-        if not found:
-            raise SpecError("no such key", seen=id_, allowed=", ".join(key.id for key in keys) or "none exist")
-        self._write([key for key in keys if key.id != id_])
+        with self._alone():
+            keys = self.load()
+            found = [key for key in keys if key.id == id_]
+            if not found:
+                raise SpecError("no such key", seen=id_, allowed=", ".join(key.id for key in keys) or "none exist")
+            self._write([key for key in keys if key.id != id_])
         return found[0]
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Others who change the keys wait: between reading and writing, what they did would be lost."""
+        with storage.explained("write", self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            lock = self._path.with_suffix(".lock").open("a")
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _write(self, keys: list[Key]) -> None:
         storage.write_json(self._path, [asdict(key) for key in keys], mode=0o600)

@@ -34,6 +34,8 @@ GATHER_S = 4e-5
 """Runs that are predicted to take less never gather: to wait in the queue costs as much (benchmarks/serving)."""
 PRUDENCE = 1.1
 """Predicted over expected time of the work in the queue: a late answer wastes the engine, a refusal doesn't."""
+MAX_WAITING = 4096
+"""Requests that may wait where nobody says how many."""
 MEAN_WEIGHT = 0.125
 """Weight of the latest batch in the running mean of their sizes."""
 
@@ -75,7 +77,7 @@ class Batcher:
         largest: int = 1 << 20,
         workers: int = 1,
         inline_s: float = INLINE_S,
-        max_requests: int = 4096,
+        max_requests: int = MAX_WAITING,
         max_bytes: int = 1 << 28,
         pool: Executor | None = None,
         clock: Callable[[], float] = time.monotonic,

@@ -32,6 +32,8 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive, limit: int) -
 async def _collect(receive: Receive, limit: int) -> bytes:
     message = await receive()
     body: bytes = message.get("body", b"")
+    if len(body) > limit:
+        raise _too_large(len(body), limit)
     if message.get("more_body"):
         parts, size = [body], len(body)
         while message.get("more_body"):

@@ -162,7 +162,9 @@ def _from_json(name: str, datatype: str, shape: tuple[int, ...], data: object) -
     if values.ndim == 1 and values.size == math.prod(shape):
         return values.reshape(shape)
     raise InvalidRequest(
-        f"input {name}: data and shape don't fit", seen=f"{values.size} values", allowed=f"{math.prod(shape)} values"
+        f"input {name}: data and shape don't fit",
+        seen=f"data of shape {list(values.shape)}",
+        allowed=f"{list(shape)}, or {math.prod(shape)} values in one list",
     )
 
 
@@ -181,9 +183,13 @@ def _numbers(name: str, datatype: str, dtype: np.dtype[Any], data: list[Any]) ->
         values = parsed.astype(dtype, copy=False)
     if dtype.kind == "f":
         if not np.isfinite(values).all():
-            raise InvalidRequest(f"input {name} holds values too large for {datatype}", seen=parsed.max())
+            raise InvalidRequest(
+                f"input {name} holds values too large for {datatype}", seen=parsed[~np.isfinite(values)][0]
+            )
     elif parsed.dtype != dtype and not np.array_equal(values, parsed):
-        raise InvalidRequest(f"input {name} holds values out of the range of {datatype}", seen=parsed.max())
+        raise InvalidRequest(
+            f"input {name} holds values out of the range of {datatype}", seen=parsed[values != parsed][0]
+        )
     return values
 
 

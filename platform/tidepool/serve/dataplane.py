@@ -17,7 +17,7 @@ from tidepool.artifact import Artifact, answer
 from tidepool.errors import NotReady, UnknownModel
 from tidepool.recipe import Signature
 from tidepool.serve import protocol
-from tidepool.serve.batching import Batcher
+from tidepool.serve.batching import MAX_WAITING, Batcher
 from tidepool.serve.costs import calibrate
 from tidepool.serve.engine import OnnxEngine
 from tidepool.serve.protocol import InferRequest, InferResponse, Tensors
@@ -40,14 +40,15 @@ class LoadedVersion:
     """The same for many requests at once."""
 
 
-def load_version(version: str, artifact: Artifact, slo_s: float = 0.1) -> LoadedVersion:
+def load_version(version: str, artifact: Artifact, slo_s: float = 0.1, max_waiting: int = MAX_WAITING) -> LoadedVersion:
     """Bring an artifact into memory and answer batches of growing size with it, so that the first client meets a warm
     one whose costs are known. `slo_s`: seconds within which 99 of 100 requests are to be answered.
+    `max_waiting`: requests that may wait for others; at least one may.
     """
     recipe, preprocessing, engine = artifact.recipe(), artifact.preprocessing(), OnnxEngine(artifact.onnx)
     signature, run = artifact.signature, functools.partial(answer, recipe, preprocessing, engine)
     run(protocol.zeros(signature, 1))
-    batcher = Batcher(run, Stacking(signature.inputs), slo_s)
+    batcher = Batcher(run, Stacking(signature.inputs), slo_s, max_requests=max(1, max_waiting))
     calibrate(batcher.costs, lambda rows: run(protocol.zeros(signature, rows)), WARM_UP_ROWS, slo_s / 4)
     return LoadedVersion(version, artifact.digest, signature, run, batcher)
 

@@ -159,7 +159,7 @@ def _from_contents(tensor: pb.ModelInferRequest.InferInputTensor) -> npt.NDArray
     wide = np.array(elements, _WIDE.get(wanted, DATATYPES[datatype]))
     values = wide.astype(DATATYPES[datatype], copy=False)
     if values is not wide and not np.array_equal(values, wide):
-        raise InvalidRequest(f"input {name} holds values out of the range of {datatype}", seen=wide.max())
+        raise InvalidRequest(f"input {name} holds values out of the range of {datatype}", seen=wide[values != wide][0])
     return values.reshape(shape)
 
 

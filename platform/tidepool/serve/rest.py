@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from tidepool.serve.auth import Keyring
 from tidepool.serve.body import Receive, read_body
 from tidepool.serve.dataplane import Dataplane
 from tidepool.serve.protocol import InferResponse
-from tidepool.serve.queueing import TryLater
+from tidepool.serve.queueing import TryLater, try_later
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +54,13 @@ def status_of(error: TidepoolError) -> int:
 class ModelApp:
     """The routes below `/v2/models/<model>`."""
 
-    def __init__(self, dataplane: Dataplane, keyring: Keyring | None, max_body_bytes: int) -> None:
-        self._dataplane, self._keyring, self._max_body_bytes = dataplane, keyring, max_body_bytes
+    def __init__(
+        self, dataplane: Dataplane, keyring: Keyring | None, max_body_bytes: int, max_in_air: int = sys.maxsize
+    ) -> None:
+        """`max_in_air`: inference requests at a time; one more is refused before its body is read."""
+        self._dataplane, self._keyring = dataplane, keyring
+        self._max_body_bytes, self._max_in_air = max_body_bytes, max_in_air
+        self._in_air = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
@@ -95,6 +101,19 @@ class ModelApp:
             return _wrong_method(b"POST")
         headers = dict(scope["headers"])
         key = self._authorize(headers)
+        if self._in_air >= self._max_in_air:
+            raise try_later(
+                "the replica has its hands full", self._dataplane.backlog_s, seen=f"{self._in_air} requests"
+            )
+        self._in_air += 1
+        try:
+            return await self._answer_inference(headers, receive, version, key)
+        finally:
+            self._in_air -= 1
+
+    async def _answer_inference(
+        self, headers: dict[bytes, bytes], receive: Receive, version: str | None, key: str
+    ) -> tuple[int, Headers, bytes]:
         body = await read_body(headers, receive, self._max_body_bytes)
         request = codecs.decode(body, _json_length(headers))
         answering = self._dataplane.infer(request, version, key)

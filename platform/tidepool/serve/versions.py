@@ -81,6 +81,10 @@ def read_topic(settings: Settings, topic: str) -> Any:
     return asdict(read_table(settings, topic.removeprefix("model:")))
 
 
+LONGEST_RETRY_S = 10.0
+"""Between two tries to follow what can't be had."""
+
+
 class TableKeeper:
     """The actor's class. A topic's revision goes up by one with each change of its value."""
 
@@ -159,13 +163,17 @@ def keeper() -> Any:
 
 async def follow(topic: str, apply: Callable[[Any], Awaitable[None]], revision: int = 0, retry_s: float = 1.0) -> None:
     """Hold a long poll on a topic and `apply` each new value, for ever; a failure is logged and tried again."""
+    wait_s = retry_s
     while True:
         try:
             news, value = await keeper().wait.remote(topic, revision)
             if news != revision:
                 await apply(value)
                 revision = news
-        except Exception:
-            log.exception("following %s failed; trying again in %s s", topic, retry_s)
+            wait_s = retry_s
+        except Exception as error:
+            # What tidepool itself says is enough; anything else is a bug, and its place is wanted.
+            log.warning("following %s failed: %s", topic, error, exc_info=not isinstance(error, TidepoolError))
             revision = 0
-            await asyncio.sleep(retry_s)
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, LONGEST_RETRY_S)

@@ -1,0 +1,72 @@
+"""What a replica does with a table of versions, without a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tidepool.artifact import open_artifact
+from tidepool.errors import CorruptionError
+from tidepool.serve.app import Model
+from tidepool.serve.dataplane import Dataplane
+
+pytestmark = pytest.mark.usefixtures("home")
+
+
+class Replica(Model):
+    """A replica that nobody tells anything."""
+
+    def __init__(self) -> None:
+        self._dataplane = Dataplane("digits")
+        self._slo_s, self._max_waiting = 0.1, 16
+
+    def told(self, champion: int, **entries: Path) -> list[str]:
+        """The versions that it has after hearing of a table."""
+        rows = [{"version": name[1:], "uri": str(uri), "digest": DIGESTS[uri]} for name, uri in entries.items()]
+        asyncio.run(self._apply_versions({"champion": str(champion), "entries": rows}))
+        return sorted(self._dataplane.lineup.versions)
+
+
+DIGESTS: dict[Path, str] = {}
+
+
+@pytest.fixture
+def versions(make_artifact: Callable[..., Path]) -> list[Path]:
+    folders = [make_artifact(number) for number in (1, 2, 3)]
+    DIGESTS.update({folder: open_artifact(str(folder)).digest for folder in folders})
+    return folders
+
+
+def damage(folder: Path) -> None:
+    content = bytearray((folder / "model.onnx").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.onnx").write_bytes(content)
+
+
+def test_a_damaged_version_that_is_not_the_champion_is_left_out(versions: list[Path]) -> None:
+    one, two, _ = versions
+    damage(one)
+    assert Replica().told(2, v2=two, v1=one) == ["2"]
+
+
+def test_a_replica_goes_on_with_what_it_has_when_the_new_champion_is_damaged(versions: list[Path]) -> None:
+    one, two, three = versions
+    damage(three)
+    replica = Replica()
+    replica.told(2, v2=two, v1=one)
+    with pytest.raises(CorruptionError):
+        replica.told(3, v3=three, v2=two)
+    assert replica._dataplane.choose(None).version == "2"
+
+
+def test_a_version_that_the_table_names_no_more_is_let_go(versions: list[Path]) -> None:
+    one, two, three = versions
+    replica = Replica()
+    replica.told(2, v2=two, v1=one)
+    kept: Any = replica._dataplane.choose("2")
+    assert replica.told(3, v3=three, v2=two) == ["2", "3"]
+    assert replica._dataplane.choose("2") is kept
