@@ -1,133 +1,169 @@
-"""The servers that are measured: how each is started, where it answers, how it is ended."""
+"""Who is measured: how each peer is started and asked, and tidepool.
+
+One worker each, no access log. What they make of it in processes differs: docs/serve.md says how.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import socket
+import secrets
 import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-import httpx
-import mlp
+import environments
+import tidepool_server
+import workloads
+from environments import PEERS, Absent
+from servers import Server, free_port
+from workloads import Message, Workload
+
+from tidepool.cluster import processes
 
 HERE = Path(__file__).parent
-PATH = "/v2/models/mlp/infer"
+GRACE_S = 20.0
+"""Seconds that a server may take to end by itself."""
+Contestant = Callable[[Workload], AbstractContextManager[Server]]
 
 
 @dataclass(frozen=True)
-class Server:
-    """A contestant that answers."""
+class Way:
+    """A path, and the form of the requests that it takes."""
 
-    name: str
-    port: int
-    headers: dict[str, str] = field(default_factory=dict)
-
-
-@contextlib.contextmanager
-def fastapi() -> Iterator[Server]:
-    """FastAPI + uvicorn with uvloop and httptools, one process, no access log."""
-    port = free_port()
-    with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / "mlp.onnx"
-        mlp.write_onnx(model)
-        command = [sys.executable, "-m", "uvicorn", "fastapi_server:app", "--port", str(port), "--no-access-log"]
-        process = subprocess.Popen(command, cwd=HERE, env={**os.environ, "MODEL": str(model)})
-        try:
-            server = Server("FastAPI + uvicorn", port)
-            await_answer(server)
-            yield server
-        finally:
-            process.terminate()
-            process.wait()
+    path: str
+    message: Callable[[Workload], Message]
 
 
-@contextlib.contextmanager
-def tidepool() -> Iterator[Server]:
-    """tidepool: one replica behind HAProxy, with its API keys, on a cluster of its own."""
-    port, dashboard = free_port(), free_port()
-    with tempfile.TemporaryDirectory(prefix="tp-") as folder:
-        os.environ["TIDEPOOL_HOME"] = folder
-        command = [str(Path(sys.executable).with_name("tidepool"))]
-        environment = {**os.environ, "PYTHONPATH": str(HERE)}
-        subprocess.run(
-            [*command, "up", "--http-port", str(port), "--dashboard-port", str(dashboard)],
-            env=environment,
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-        try:
-            register(Path(folder))
-            subprocess.run([*command, "deploy", "mlp"], env=environment, check=True, stdout=subprocess.DEVNULL)
-            server = Server("tidepool", port, {"authorization": f"Bearer {(Path(folder) / 'cli.key').read_text()}"})
-            await_answer(server)
-            yield server
-        finally:
-            subprocess.run([*command, "down"], env=environment, check=True, stdout=subprocess.DEVNULL)
+@dataclass(frozen=True)
+class Peer:
+    """How a peer is started and asked. Its requirements and its server are in peers/<folder>."""
+
+    folder: str
+    title: str
+    command: tuple[str, ...]
+    """After the interpreter; the words in braces are filled in by `serve`."""
+    numbers: Way
+    raw: Way | None = None
+    """None: it takes no raw tensors over HTTP."""
+    batched: Way | None = None
+    """Where batches are made, if not where single rows go."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Settings, filled in likewise."""
+
+    def way(self, workload: Workload) -> Way:
+        """Where the workload's requests go.
+
+        Raises:
+            Absent: the peer has no form for them.
+        """
+        if workload.binary:
+            if self.raw is None:
+                raise Absent("takes no raw tensors over HTTP")
+            return self.raw
+        return self.batched if self.batched and workload.batch > 1 else self.numbers
+
+    @contextlib.contextmanager
+    def serve(self, workload: Workload, root: Path) -> Iterator[Server]:
+        """Run the peer in its own environment below `root`.
+
+        Raises:
+            Absent: it can't be installed, doesn't start, or has no form for the workload.
+        """
+        way, python = self.way(workload), environments.python_of(self.folder, root)
+        ports = {"port": str(free_port()), "spare": str(free_port())}
+        words = {**ports, "batch": str(workload.batch), "bin": str(python.parent)}
+        with tempfile.TemporaryDirectory(prefix="peer-") as folder:
+            model, log = Path(folder) / "network.onnx", Path(folder) / "log"
+            workload.write(model)
+            server = Server(int(words["port"]), way.path, way.message(workload), f"benchmark-{secrets.token_hex(4)}")
+            variables = {
+                **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+                **{name: value.format(**words) for name, value in self.environment.items()},
+                "MODEL": str(model),
+                "PORT": words["port"],
+                "BATCH": words["batch"],
+                "PYTHONPATH": os.pathsep.join([str(HERE), str(PEERS / self.folder)]),
+                processes.MARKER: server.mark,
+            }
+            command = [str(python), *(word.format(**words) for word in self.command)]
+            with log.open("w") as out:
+                process = subprocess.Popen(command, cwd=folder, env=variables, stdout=out, stderr=out)
+            try:
+                server.await_answer(workload.expected(model), lambda: _check(process, log))
+                yield server
+            finally:
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(GRACE_S)
+                processes.end(server.mark)
+                process.wait()
 
 
-def register(home: Path) -> None:
-    """Register the network as version 1 of `mlp`."""
-    from tidepool.artifact import GOLDEN, ONNX, WEIGHTS, new_artifact, open_artifact
-    from tidepool.registry.client import Registry
-    from tidepool.settings import Settings
-
-    spec = {
-        "name": "mlp",
-        "recipe": "mlp:Mlp",
-        "data": {"source": "none"},
-        "serve": {"num_replicas": 1, "num_cpus": 1},
-    }
-    uri = str(home / "mlp")
-    recipe = mlp.Mlp()
-    with new_artifact(
-        uri,
-        name="mlp",
-        recipe_path="mlp:Mlp",
-        params={},
-        signature=recipe.signature,
-        preprocessing_state={},
-        metrics={},
-        lineage={"spec": spec},
-    ) as building:
-        mlp.write_onnx(building / ONNX)
-        (building / WEIGHTS).write_bytes(b"")
-        (building / GOLDEN).write_bytes(b"")
-    settings = Settings()
-    registry = Registry(settings.registry, settings.storage("artifacts"))
-    registry.promote("mlp", registry.register(open_artifact(uri)).version)
+def _check(process: subprocess.Popen[bytes], log: Path) -> None:
+    """Raise Absent, with the end of its log, if a server's process has ended."""
+    if process.poll() is not None:
+        raise Absent(f"ended with {process.returncode}: {(log.read_text().strip().splitlines() or [''])[-1]}")
 
 
-def await_answer(server: Server, deadline_s: float = 60) -> None:
-    """Wait until the server answers the benchmark's request, and check that the answer is one."""
-    until = time.monotonic() + deadline_s
-    seen: object = None
-    while time.monotonic() < until:
-        try:
-            response = httpx.post(f"http://127.0.0.1:{server.port}{PATH}", content=mlp.body(), headers=_json(server))
-            seen = response.text
-            if response.status_code == 200:
-                assert [o["name"] for o in json.loads(response.text)["outputs"]] == ["digit", "probabilities"]
-                return
-        except httpx.TransportError as error:
-            seen = error
-        time.sleep(0.1)
-    raise SystemExit(f"{server.name} doesn't answer: {seen}")
+ALL = (
+    Peer(
+        "fastapi",
+        "FastAPI + uvicorn",
+        ("-m", "uvicorn", "server:app", "--port", "{port}", "--no-access-log"),
+        Way("/infer", workloads.protocol_json),
+        Way("/infer/bytes", workloads.raw_bytes),
+    ),
+    Peer(
+        "litserve",
+        "LitServe",
+        (str(PEERS / "litserve" / "server.py"),),
+        Way("/predict", workloads.protocol_json),
+        Way("/predict", workloads.base64_json),
+    ),
+    Peer(
+        "bentoml",
+        "BentoML",
+        ("-m", "bentoml", "serve", "server:Server", "--host", "127.0.0.1", "--port", "{port}"),
+        Way("/infer", workloads.keyword_json),
+        Way("/infer_bytes", workloads.raw_bytes),
+        batched=Way("/infer_batch", workloads.keyword_json),
+        environment={"BENTOML_HOME": "bentoml", "BENTOML_DO_NOT_TRACK": "true"},
+    ),
+    Peer(
+        "mlserver",
+        "MLServer",
+        ("{bin}/mlserver", "start", "."),
+        Way("/v2/models/network/infer", workloads.protocol_json),
+        environment={
+            "MLSERVER_HOST": "127.0.0.1",
+            "MLSERVER_HTTP_PORT": "{port}",
+            "MLSERVER_GRPC_PORT": "{spare}",
+            "MLSERVER_METRICS_ENDPOINT": "",
+            "MLSERVER_DEBUG": "false",
+            "MLSERVER_PARALLEL_WORKERS": "0",
+            "MLSERVER_MODEL_NAME": "network",
+            "MLSERVER_MODEL_IMPLEMENTATION": "server.Server",
+            "MLSERVER_MODEL_MAX_BATCH_SIZE": "{batch}",
+            "MLSERVER_MODEL_MAX_BATCH_TIME": "0.01",
+        },
+    ),
+    Peer(
+        "rayserve",
+        "Ray Serve",
+        (str(PEERS / "rayserve" / "server.py"),),
+        Way("/", workloads.protocol_json),
+        Way("/", workloads.raw_bytes),
+        environment={"RAY_SERVE_ENABLE_HA_PROXY": "0"},
+    ),
+)
 
 
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _json(server: Server) -> dict[str, str]:
-    return {"content-type": "application/json", **server.headers}
+def contestants(names: list[str] | None, root: Path) -> dict[str, Contestant]:
+    """Title to contestant: the peers with these folders, or all, and tidepool."""
+    chosen = [peer for peer in ALL if names is None or peer.folder in names]
+    return {**{peer.title: partial(peer.serve, root=root) for peer in chosen}, "tidepool": tidepool_server.serve}
