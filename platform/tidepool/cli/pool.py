@@ -1,4 +1,4 @@
-"""`tidepool pool` and `tidepool pool ledger`: who has which accelerators, and what moved."""
+"""`tidepool pool` and `tidepool pool ledger`: who has what, and what moved. `comparing` has the group's other verbs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from tidepool.cli import comparing
 from tidepool.cli.output import as_json, table, when
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ def register(app: typer.Typer) -> None:
     """Add the verbs."""
     group = typer.Typer(help="Show who has which accelerators, now.", invoke_without_command=True)
     group.callback()(pool)
-    group.command()(ledger)
+    for verb in (ledger, comparing.simulate, comparing.replay):
+        group.command()(verb)
     app.add_typer(group, name="pool")
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tidepool import __version__
 from tidepool.artifact import open_artifact
 from tidepool.errors import ClusterError, ModelNotFound, TidepoolError
+from tidepool.pool import coordinator
 from tidepool.serve import autoscale, gateway, grpc, shortcut, versions
 from tidepool.serve.auth import Key, KeyFile, Keyring
 from tidepool.serve.dataplane import Dataplane, Lineup, LoadedVersion, load_version
@@ -146,7 +147,9 @@ def application(spec: Spec) -> Application:
 
 
 def start(settings: Settings, http_port: int, grpc_port: int) -> None:
-    """Start Serve's front end on these ports with the gateway behind it, and make the CLI's API key if it has none."""
+    """Start Serve's front end on these ports with the gateway behind it, and the pool's coordinator; make the CLI's API
+    key if it has none.
+    """
     from ray import serve
 
     if not settings.cli_key_file.exists():
@@ -158,6 +161,7 @@ def start(settings: Settings, http_port: int, grpc_port: int) -> None:
         http_options={"host": "127.0.0.1", "port": http_port},
         grpc_options={"port": grpc_port, "grpc_servicer_functions": ["tidepool.serve.grpc.add_to_server"]},
     )
+    coordinator.start(settings)
     deployment = serve.deployment(
         name="Gateway",
         num_replicas=1,
