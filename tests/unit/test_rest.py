@@ -241,3 +241,18 @@ def test_the_limit_holds_for_a_body_without_a_declared_length(send: Send) -> Non
 
     assert send("POST", "/infer", content=pieces(60_000)).status_code == 413
     assert send("POST", "/infer", content=pieces(9_000)).status_code == 400
+
+
+def test_statistics_count_what_each_version_did(send: Send) -> None:
+    for _ in range(2):
+        send("POST", "/versions/1/infer", content=infer_body(shape=[2, 64], data=[0.0] * 128))
+    refused = orjson.loads(infer_body())
+    refused["parameters"] = {"timeout": -1}
+    assert send("POST", "/versions/1/infer", content=orjson.dumps(refused)).status_code == 400
+    stats = {entry["version"]: entry for entry in send("GET", "/stats").json()["model_stats"]}
+    assert (stats["1"]["inference_count"], stats["2"]["inference_count"]) == (4, 0)
+    assert stats["1"]["inference_stats"]["success"]["count"] == 2
+    assert stats["1"]["inference_stats"]["success"]["ns"] > 0
+    assert stats["1"]["inference_stats"]["fail"]["count"] == 1
+    assert [entry["version"] for entry in send("GET", "/versions/2/stats").json()["model_stats"]] == ["2"]
+    assert send("GET", "/stats", key=None).status_code == 401

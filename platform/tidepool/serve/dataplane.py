@@ -22,6 +22,7 @@ from tidepool.serve.costs import calibrate
 from tidepool.serve.engine import OnnxEngine
 from tidepool.serve.protocol import InferRequest, InferResponse, Tensors
 from tidepool.serve.stacking import Stacking
+from tidepool.serve.statistics import Counts
 
 WARM_UP_ROWS = 64
 """The largest batch that a version runs before its first request, to learn what batches cost."""
@@ -38,6 +39,7 @@ class LoadedVersion:
     """Raw inputs to outputs, whatever else is waiting."""
     batcher: Batcher
     """The same for many requests at once."""
+    counts: Counts = field(default_factory=Counts)
 
 
 def load_version(version: str, artifact: Artifact, slo_s: float = 0.1, max_waiting: int = MAX_WAITING) -> LoadedVersion:
@@ -108,12 +110,13 @@ class Dataplane:
         """
         chosen = self.choose(version)
         rows = protocol.check_inputs(chosen.signature, request.inputs)
-        if request.parameters:
-            priority, timeout_s = protocol.urgency(request.parameters)
-            deadline = time.monotonic() + timeout_s if timeout_s else math.inf
-            outputs = await chosen.batcher.run(request.inputs, rows, deadline, priority, key)
-        else:
-            outputs = await chosen.batcher.run(request.inputs, rows, key=key)
+        began = time.monotonic_ns()
+        try:
+            outputs = await self._outputs(chosen, request, rows, key)
+        except BaseException:
+            chosen.counts.failed(time.monotonic_ns() - began)
+            raise
+        chosen.counts.answered(rows, time.monotonic_ns() - began)
         selected, binary = protocol.select_outputs(chosen.signature, request, outputs)
         return InferResponse(
             model=self.model,
@@ -124,6 +127,14 @@ class Dataplane:
             parameters={"digest": chosen.digest},
             binary=binary,
         )
+
+    @staticmethod
+    async def _outputs(chosen: LoadedVersion, request: InferRequest, rows: int, key: str) -> Tensors:
+        if not request.parameters:
+            return await chosen.batcher.run(request.inputs, rows, key=key)
+        priority, timeout_s = protocol.urgency(request.parameters)
+        deadline = time.monotonic() + timeout_s if timeout_s else math.inf
+        return await chosen.batcher.run(request.inputs, rows, deadline, priority, key)
 
     @property
     def is_busy(self) -> bool:
@@ -150,6 +161,12 @@ class Dataplane:
             **chosen.signature.to_json(),
             "parameters": {"version": chosen.version, "digest": chosen.digest},
         }
+
+    def statistics(self, version: str | None = None) -> dict[str, Any]:
+        """What the versions in memory, or one of them, have done in this replica."""
+        chosen = [self.choose(version)] if version else self.lineup.versions.values()
+        stats = [one.counts.to_json(self.model, one.version, one.batcher.costs.runs) for one in chosen]
+        return {"model_stats": stats}
 
     def ready(self, version: str | None = None) -> bool:
         """Whether requests for this version would be answered."""

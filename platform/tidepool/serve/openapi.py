@@ -24,6 +24,9 @@ def document() -> Json:
     ):
         paths[base] = {"get": _operation("Model metadata", "ModelMetadata", parameters, _GUARDED)}
         paths[f"{base}/ready"] = {"get": _operation("Whether the model is ready", "ModelReady", parameters, (404, 503))}
+        paths[f"{base}/stats"] = {
+            "get": _operation("What the replica asked has done", "Statistics", parameters, _GUARDED)
+        }
         infer = _operation("Answer a request", "InferResponse", parameters, (*_GUARDED, 413, 429))
         infer["requestBody"] = {
             "required": True,
@@ -109,6 +112,7 @@ _SCHEMAS: Json = {
         inputs=_list(_TENSOR_METADATA),
         outputs=_list(_TENSOR_METADATA),
     ),
+    "Statistics": _object(("model_stats",), model_stats=_list(_FREE)),
     "InferRequest": _object(
         ("inputs",),
         id=_TEXT,

@@ -91,9 +91,13 @@ class ModelApp:
             case ["versions", version, "ready"]:
                 return self._ready(scope, version)
             case []:
-                return self._metadata(scope, None)
+                return self._told(scope, self._dataplane.metadata, None)
             case ["versions", version]:
-                return self._metadata(scope, version)
+                return self._told(scope, self._dataplane.metadata, version)
+            case ["stats"]:
+                return self._told(scope, self._dataplane.statistics, None)
+            case ["versions", version, "stats"]:
+                return self._told(scope, self._dataplane.statistics, version)
         raise UnknownModel("no such path", seen=scope["path"], allowed="see /docs")
 
     async def _infer(self, scope: Scope, receive: Receive, version: str | None) -> tuple[int, Headers, bytes]:
@@ -130,11 +134,13 @@ class ModelApp:
         document = {"name": self._dataplane.model, "ready": ready}
         return 200 if ready else 404 if version else 503, [JSON], orjson.dumps(document)
 
-    def _metadata(self, scope: Scope, version: str | None) -> tuple[int, Headers, bytes]:
+    def _told(
+        self, scope: Scope, tell: Callable[[str | None], dict[str, Any]], version: str | None
+    ) -> tuple[int, Headers, bytes]:
         if scope["method"] not in ("GET", "HEAD"):
             return _wrong_method(b"GET, HEAD")
         self._authorize(dict(scope["headers"]))
-        return 200, [JSON], orjson.dumps(self._dataplane.metadata(version))
+        return 200, [JSON], orjson.dumps(tell(version))
 
     def _authorize(self, headers: dict[bytes, bytes]) -> str:
         """The id of the caller's key, empty where none is needed."""
