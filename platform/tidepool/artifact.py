@@ -20,6 +20,7 @@ import numpy.typing as npt
 from tidepool import storage
 from tidepool.errors import CorruptionError
 from tidepool.recipe import Batch, Preprocessing, Recipe, Signature, load_recipe
+from tidepool.settings import Settings
 
 ONNX = "model.onnx"
 WEIGHTS = "weights.safetensors"
@@ -137,13 +138,13 @@ def new_artifact(
 
 
 def open_artifact(uri: str, cache: Path | None = None, expected_digest: str | None = None) -> Artifact:
-    """Open the artifact at `uri`, every byte checked; a remote one is copied below `cache` first.
+    """Open the artifact at `uri`, every byte checked; a remote one is copied below `cache` (in the home) first.
 
     Raises:
         CorruptionError: a byte differs, or the digest is not `expected_digest`.
         StorageError: nothing is there.
     """
-    folder = storage.fetch(uri, cache or Path("/tmp/tidepool-artifacts"))
+    folder = storage.fetch(uri, cache or Settings().root / "cache")
     try:
         manifest = storage.verify(folder)
     except CorruptionError:

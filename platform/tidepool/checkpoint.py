@@ -18,9 +18,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tidepool import storage
-from tidepool.errors import StorageError
+from tidepool.errors import CorruptionError, StorageError
 
 log = logging.getLogger(__name__)
+
+KIND = "checkpoint"
 
 STEP = re.compile(r"step-(\d{12})$")
 
@@ -60,7 +62,7 @@ def save(checkpoints: str, state: TrainState) -> Checkpoint:
         StorageError: the disk is full or can't be written; earlier checkpoints stay as they were.
     """
     uri = f"{checkpoints.rstrip('/')}/step-{state.step:012d}"
-    facts = {"kind": "checkpoint", "step": state.step}
+    facts = {"kind": KIND, "step": state.step}
     with storage.new_folder(uri, facts) as folder:
         tensors: dict[str, torch.Tensor] = {}
         scalars = _split(state.optimizer, tensors)
@@ -88,7 +90,7 @@ def load(uri: str) -> TrainState:
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = storage.fetch(uri, Path(scratch))
-        storage.verify(folder)
+        _verified(folder)
         tensors = load_file(folder / "optimizer.safetensors")
         rng = tensors.pop("rng")
         return TrainState(
@@ -104,7 +106,7 @@ def latest(checkpoints: str) -> Checkpoint | None:
     for uri in (f"{_root(checkpoints)}/{name}" for name in reversed(_names(checkpoints)) if STEP.match(name)):
         try:
             with tempfile.TemporaryDirectory() as scratch:
-                manifest = storage.verify(storage.fetch(uri, Path(scratch)))
+                manifest = _verified(storage.fetch(uri, Path(scratch)))
             return Checkpoint(uri, manifest["step"], storage.digest(manifest))
         except StorageError as error:
             log.warning("passing over checkpoint %s: %s", uri, error)
@@ -119,11 +121,23 @@ def prune(checkpoints: str, keep: int) -> None:
         storage.remove(f"{_root(checkpoints)}/{name}")
 
 
+def _verified(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose bytes are all right.
+
+    Raises:
+        CorruptionError: a byte differs, or this is something else.
+    """
+    manifest = storage.verify(folder)
+    if manifest.get("kind") != KIND:
+        raise CorruptionError(f"{folder} is not a checkpoint", seen=manifest.get("kind"), allowed=KIND)
+    return manifest
+
+
 def _names(checkpoints: str) -> list[str]:
     """What is in the folder, oldest checkpoint first."""
     from pyarrow import fs
 
-    store, path = fs.FileSystem.from_uri(_root(checkpoints))
+    store, path = storage.filesystem(_root(checkpoints))
     with storage.explained("read", checkpoints):
         found = store.get_file_info(fs.FileSelector(path, allow_not_found=True))
     return sorted(info.base_name for info in found)

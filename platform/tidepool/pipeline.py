@@ -46,10 +46,15 @@ class Pipeline:
         return prepare(self._spec, self._recipe, self._settings.storage("data"), self._progress)
 
     def train(self) -> TrainResult:
-        """Train, going on from the last checkpoint if an earlier run of the same spec was interrupted."""
+        """Train, going on from the last checkpoint if an earlier run of the same spec was interrupted.
+
+        With `train.num_workers: [min, max]` the pool says how many there are, where there is one.
+        """
+        from tidepool.pool.coordinator import sharing
         from tidepool.train.trainer import fit
 
-        return fit(self._spec, self.preprocess(), self._runs, self._progress)
+        data = self.preprocess()
+        return fit(self._spec, data, self._runs, self._progress, sharing(self._spec))
 
     def evaluate(self) -> dict[str, float]:
         """The metrics of the newest complete run on the held-out rows.
@@ -86,15 +91,17 @@ class Pipeline:
             raise TrainingError("the run wasn't evaluated, or missed the gate", seen=run.run_id, remedy="evaluate it")
         staging = self._settings.storage("staging")
         made = export(self._spec, self._recipe, run.checkpoint, data, staging, run.evaluation, self._progress)
-        for stage in made.stages:
-            print(f"export: {stage}")
-        gate.check(made.metrics, self._champion_metrics(), self._spec.evaluate.gate)
-        artifact = open_artifact(made.uri, self._settings.root / "cache", made.digest)
-        moved = parity.check(artifact, self._spec.export.parity_tolerance)
-        print(f"parity: answers differ from the trained network's by at most {moved:.2g}")
-        registry = self._registry()
-        version = registry.register(artifact)
-        storage.remove(made.uri)
+        try:
+            for stage in made.stages:
+                print(f"export: {stage}")
+            gate.check(made.metrics, self._champion_metrics(), self._spec.evaluate.gate)
+            artifact = open_artifact(made.uri, self._settings.root / "cache", made.digest)
+            moved = parity.check(artifact, self._spec.export.parity_tolerance)
+            print(f"parity: answers differ from the trained network's by at most {moved:.2g}")
+            registry = self._registry()
+            version = registry.register(artifact)
+        finally:
+            storage.remove(made.uri)
         print(f"registered {version.name} version {version.version} as champion")
         return registry.promote(version.name, version.version)
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tidepool.storage import is_remote, local_path
 
 
 class Settings(BaseSettings):
@@ -25,7 +27,13 @@ class Settings(BaseSettings):
     storage_url: str | None = Field(
         None, description="Where data, runs and artifacts go: a path, s3:// or gs://; default home."
     )
+    """A relative path counts from where the command was typed: the cluster that `up` starts gets it absolute."""
     api_key: str | None = Field(None, description="The key that the CLI sends; default the one that `up` made.")
+
+    @field_validator("storage_url")
+    @classmethod
+    def _absolute(cls, url: str | None) -> str | None:
+        return str(local_path(url).absolute()) if url and not is_remote(url) else url
 
     @property
     def registry(self) -> str:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -41,14 +42,15 @@ def _as_range(value: Any) -> Any:
 
 
 def _ordered(bounds: tuple[int, int]) -> tuple[int, int]:
-    if not 0 <= bounds[0] <= bounds[1]:
-        raise ValueError("needs 0 <= min <= max")
+    if not 0 <= bounds[0] <= bounds[1] or bounds[1] == 0:
+        raise ValueError("needs 0 <= min <= max, and a max of at least 1")
     return bounds
 
 
 Bounds = Annotated[
     tuple[int, int],
     BeforeValidator(_as_range),
+    AfterValidator(_ordered),
     Field(description="One integer, or [min, max]."),
 ]
 
@@ -100,17 +102,13 @@ class TrainSpec(Section):
     num_workers: Bounds = Field((1, 1), description="Data-parallel train workers: one integer, or [min, max].")
     accelerator: str = Field("auto", description='"auto", "CPU", "GPU", "TPU" or the name of a custom resource.')
     strategy: Literal["ddp"] = Field("ddp", description="How workers share the model.")
+    resize: Literal["live", "segments"] = Field("live", description="How a run in the pool changes its workers.")
     epochs: int = Field(10, ge=1, description="Passes over the training rows.")
     global_batch_size: int = Field(64, ge=1, description="Samples a step, over all workers together.")
     learning_rate: float = Field(0.05, gt=0, description="Peak learning rate of the optimizer.")
     checkpoint_every_s: float = Field(30.0, gt=0, description="Seconds between two checkpoints.")
     max_failures: int = Field(3, ge=0, description="Worker failures survived before the run fails.")
     seed: int = Field(0, ge=0, description="Seed of weights, sample order and dropout.")
-
-    @model_validator(mode="after")
-    def _workers_in_order(self) -> Self:
-        _ordered(self.num_workers)
-        return self
 
 
 class EvaluateSpec(Section):
@@ -139,7 +137,6 @@ class ExportSpec(Section):
 class ServeSpec(Section):
     """How the model is served."""
 
-    placement: Literal["dedicated", "shared"] = Field("dedicated", description="Own application, or the pooled one.")
     num_replicas: Bounds = Field((1, 1), description="Replicas: one integer, or [min, max] to autoscale.")
     num_cpus: float = Field(0.25, ge=0, description="Logical CPUs that a replica reserves.")
     slo_p99_ms: float = Field(100.0, gt=0, description="Latency that 99 % of answers must meet, in milliseconds.")
@@ -148,11 +145,6 @@ class ServeSpec(Section):
     max_ongoing_requests: int = Field(64, ge=1, description="Requests that a replica handles at once.")
     max_queued_requests: int = Field(512, ge=-1, description="Requests that may wait; -1 for no bound.")
     max_body_mb: float = Field(64.0, gt=0, description="Largest request body, in megabytes.")
-
-    @model_validator(mode="after")
-    def _replicas_in_order(self) -> Self:
-        _ordered(self.num_replicas)
-        return self
 
 
 class PoolSpec(Section):
@@ -213,8 +205,10 @@ def spec_of(document: Mapping[str, Any], where: str) -> Spec:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         document = yaml.safe_load(path.read_text())
-    except (FileNotFoundError, IsADirectoryError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise SpecError("no such spec file", seen=path, remedy="give the path of a spec.yaml") from None
+    except OSError as error:
+        raise SpecError(f"{path} can't be read", seen=error.strerror, remedy="check its permissions") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError(f"{path} is not YAML", seen=str(error).replace("\n", " ")) from None
     if not isinstance(document, dict):

@@ -1,7 +1,7 @@
 """Bytes on a disk or in a bucket: one way to write folders whole, and to know that they are whole.
 
 A folder counts as written once its `manifest.json` is there: it is written last and holds size and sha256 of
-every other file. On a local disk the folder is built beside its place and renamed, so it appears at once.
+every other file, and its own. On a local disk the folder is built beside its place and renamed, so it appears at once.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 from tidepool.errors import CorruptionError, StorageError
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
 
 MANIFEST = "manifest.json"
 
@@ -92,7 +95,7 @@ def seal(folder: str, files: Mapping[str, Mapping[str, Any]], facts: Mapping[str
         StorageError: the place can't be written.
     """
     manifest = {**facts, "files": {name: dict(files[name]) for name in sorted(files)}}
-    write_file(folder, MANIFEST, json.dumps(manifest, indent=2).encode())
+    write_file(folder, MANIFEST, _manifest_bytes(manifest))
 
 
 @contextlib.contextmanager
@@ -143,18 +146,27 @@ def verify(folder: Path) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a sealed folder, files unchecked.
+    """The manifest of a sealed folder, without its own sha256; files unchecked.
 
     Raises:
-        CorruptionError: no manifest, or one that is no JSON.
+        CorruptionError: no manifest, one with a byte that wasn't written so, or one that names files outside `folder`.
     """
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
-        manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        content = (folder / MANIFEST).read_bytes()
+        manifest: dict[str, Any] = json.loads(content)
+        del manifest["sha256"]
+        digests = [entry["sha256"] for entry in manifest["files"].values()]
+        whole = content == _manifest_bytes(manifest) and all(isinstance(digest, str) for digest in digests)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptionError(
             f"{folder} is not a complete folder of tidepool's", seen=type(error).__name__, allowed=MANIFEST
         ) from None
+    if not whole:
+        raise CorruptionError(
+            f"{folder / MANIFEST} is not the file that was written", remedy="restore it from a copy, or make it anew"
+        )
+    if outside := [name for name in manifest["files"] if name.startswith("/") or ".." in PurePosixPath(name).parts]:
+        raise CorruptionError(f"{folder / MANIFEST} names files outside its folder", seen=", ".join(outside))
     return manifest
 
 
@@ -178,16 +190,33 @@ def fetch(uri: str, into: Path) -> Path:
 
     target = into / hashlib.sha256(uri.encode()).hexdigest()[:32]
     if not target.is_dir():
+        store, source = filesystem(uri)
         with explained("read", uri):
             into.mkdir(parents=True, exist_ok=True)
             copying = Path(tempfile.mkdtemp(prefix=".copying-", dir=into))
             try:
-                fs.copy_files(uri, str(copying))
+                fs.copy_files(source, str(copying), source_filesystem=store)
                 with contextlib.suppress(OSError):  # another process was quicker
                     copying.rename(target)
             finally:
                 shutil.rmtree(copying, ignore_errors=True)
     return target
+
+
+def filesystem(uri: str) -> tuple[FileSystem, str]:
+    """What reads and writes at `uri`, and the path there.
+
+    Raises:
+        StorageError: no such kind of storage, or it can't be reached.
+    """
+    from pyarrow import fs
+
+    try:
+        with explained("reach", uri):
+            store, path = fs.FileSystem.from_uri(uri)
+    except ValueError as error:  # pyarrow's ArrowInvalid
+        raise StorageError("not a place to store", seen=uri, allowed="a path, s3://... or gs://...") from error
+    return store, path
 
 
 def _replace(path: Path, content: bytes, mode: int) -> None:
@@ -210,9 +239,7 @@ def remove(uri: str) -> None:
     if not is_remote(uri):
         shutil.rmtree(local_path(uri), ignore_errors=True)
         return
-    from pyarrow import fs
-
-    store, path = fs.FileSystem.from_uri(uri)
+    store, path = filesystem(uri)
     with explained("delete", uri):
         store.delete_dir(path)
 
@@ -223,7 +250,13 @@ def _seal(folder: Path, facts: Mapping[str, Any]) -> None:
         with path.open("rb") as file:
             os.fsync(file.fileno())
         files[path.relative_to(folder).as_posix()] = {"sha256": sha256(path), "bytes": path.stat().st_size}
-    write_json(folder / MANIFEST, {**facts, "files": files})
+    seal(str(folder), files, facts)
+
+
+def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+    """The one text that says this, with the sha256 of all the rest at its end: any other bytes are damaged ones."""
+    rest = json.dumps(manifest, indent=2).encode()
+    return json.dumps({**manifest, "sha256": hashlib.sha256(rest).hexdigest()}, indent=2).encode()
 
 
 def _swap(building: Path, target: Path) -> None:
@@ -240,9 +273,7 @@ def _upload(building: Path, uri: str) -> None:
 
 
 def _put(uri: str, name: str, content: bytes) -> None:
-    from pyarrow import fs
-
-    store, path = fs.FileSystem.from_uri(uri)
+    store, path = filesystem(uri)
     destination = f"{path.rstrip('/')}/{name}"
     store.create_dir(destination.rpartition("/")[0], recursive=True)
     with store.open_output_stream(destination) as out:

@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
+from tidepool.cluster.environment import ELSEWHERE
+
 PROJECT = Path(__file__).parents[2]
 TIDEPOOL = str(Path(sys.executable).with_name("tidepool"))
 
@@ -28,7 +30,8 @@ class Newcomer:
         self.home = home
         self.ports = [_free_port(), _free_port()]
         self._environment = {**os.environ, "TIDEPOOL_HOME": str(home), "COLUMNS": "120"}
-        self._environment.pop("RAY_ADDRESS", None)
+        for variable in ELSEWHERE:
+            self._environment.pop(variable, None)
 
     def types(self, *words: str, exit_code: int = 0, input: str | None = None) -> str:
         """Run `tidepool WORDS`; its output, which must come with this exit code."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import json
+import hashlib
 import signal
 import subprocess
 import sys
@@ -14,7 +14,7 @@ import pytest
 
 from tidepool.artifact import GOLDEN, ONNX, WEIGHTS, open_artifact
 from tidepool.errors import CorruptionError, StorageError
-from tidepool.storage import MANIFEST, new_folder, verify
+from tidepool.storage import MANIFEST, new_folder, read_manifest, seal, verify
 
 FILES = (ONNX, WEIGHTS, GOLDEN)
 
@@ -49,11 +49,24 @@ def test_a_lost_file_is_refused(make_artifact: Callable[..., Path], name: str) -
 def test_a_forged_manifest_does_not_pass_for_the_registered_artifact(make_artifact: Callable[..., Path]) -> None:
     folder = make_artifact()
     registered = open_artifact(str(folder)).digest
-    manifest = json.loads((folder / MANIFEST).read_text())
-    manifest["metrics"]["accuracy"] = 1.0
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    manifest = read_manifest(folder)
+    files = manifest.pop("files")
+    seal(str(folder), files, {**manifest, "metrics": {"accuracy": 1.0}})
     with pytest.raises(CorruptionError, match="not the artifact that was registered"):
         open_artifact(str(folder), expected_digest=registered)
+
+
+@pytest.mark.parametrize("name", ["../authorized_keys", "/etc/passwd", "sub/../../x"])
+def test_an_artifact_that_names_files_outside_its_folder_is_refused(
+    make_artifact: Callable[..., Path], name: str
+) -> None:
+    folder = make_artifact()
+    (folder.parent / "authorized_keys").write_bytes(b"key")
+    manifest = read_manifest(folder)
+    files = {**manifest.pop("files"), name: {"sha256": hashlib.sha256(b"key").hexdigest(), "bytes": 3}}
+    seal(str(folder), files, manifest)
+    with pytest.raises(CorruptionError, match="outside its folder"):
+        open_artifact(str(folder))
 
 
 def test_a_full_disk_leaves_the_earlier_artifact_in_place(make_artifact: Callable[..., Path]) -> None:

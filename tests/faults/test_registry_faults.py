@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -11,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from tidepool.artifact import open_artifact
+from tidepool.cli.main import app
 from tidepool.errors import CorruptionError
 from tidepool.registry.client import Registry
 from tidepool.registry.recorder import connect
@@ -139,6 +142,39 @@ def test_bytes_damaged_in_the_store_are_noticed_and_mended_by_registering_again(
         open_artifact(version.uri, expected_digest=version.digest).onnx.read_bytes()
         == (folder / "model.onnx").read_bytes()
     )
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "manifest.json"])
+def test_an_alias_never_moves_to_a_version_whose_bytes_are_damaged(
+    places: tuple[str, str], make_artifact: Callable[..., Path], file: str
+) -> None:
+    registry = Registry(*places)
+    first, second = (registry.register(open_artifact(str(make_artifact(favourite)))) for favourite in (1, 2))
+    registry.promote("digits", first.version)
+    registry.promote("digits", second.version)
+    flip(Path(first.uri) / file)
+    with pytest.raises(CorruptionError):
+        registry.promote("digits", first.version)
+    with pytest.raises(CorruptionError):
+        registry.rollback("digits")
+    assert registry.version("digits").version == second.version
+    assert registry.history("digits") == [1, 2]
+
+
+def test_a_promotion_that_no_cluster_hears_of_is_said_to_be_done(
+    places: tuple[str, str], make_artifact: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(*places)
+    registry.register(open_artifact(str(make_artifact())))
+    monkeypatch.setenv("TIDEPOOL_REGISTRY_URL", places[0])
+    monkeypatch.setenv("TIDEPOOL_STORAGE_URL", str(tmp_path))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # a port on which nobody listens
+    done = CliRunner().invoke(app, ["promote", "digits", "1"])
+    assert done.exit_code == 0
+    assert done.stdout == "digits@champion is version 1\n"
+    assert "no cluster was told" in done.stderr
+    assert registry.version("digits").version == 1
+    assert json.loads(CliRunner().invoke(app, ["promote", "digits", "1", "--json"]).stdout)["version"] == 1
 
 
 def assert_the_next_registration_is_whole(registry: Registry, folder: Path) -> None:

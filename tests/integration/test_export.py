@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,9 +23,12 @@ from tidepool.evaluate.metrics import evaluate, predict, trained
 from tidepool.export.onnx import open_onnx
 from tidepool.export.pipeline import Exported, export, worsened
 from tidepool.export.prune import prune
+from tidepool.pipeline import Pipeline
 from tidepool.recipe import Recipe, load_recipe
-from tidepool.spec import Rule, Spec
+from tidepool.settings import Settings
+from tidepool.spec import EvaluateSpec, Rule, Spec
 from tidepool.telemetry.progress import Progress, quiet
+from tidepool.train.tracking import Run
 
 DOCS = Path(__file__).parents[2] / "docs" / "recipes.md"
 DIGITS = Spec.model_validate(
@@ -256,6 +260,18 @@ def test_tied_weights_stay_tied_when_pruned() -> None:
 def test_exporting_prints_nothing(digits: Trained, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     digits.export(tmp_path)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_refused_export_leaves_no_artifact_behind(digits: Trained, tmp_path: Path) -> None:
+    class AfterTraining(Pipeline):
+        def _trained(self) -> tuple[Run, Any]:
+            return Run("", "digits", "1", "", "", "", 0.0, final=final, evaluation=digits.metrics), digits.data
+
+    final = dataclasses.asdict(digits.checkpoint)
+    gate = EvaluateSpec(gate={"accuracy": Rule.model_validate(">= 1.1")})
+    with pytest.raises(GateError):
+        AfterTraining(digits.spec.model_copy(update={"evaluate": gate}), Settings(home=tmp_path)).export()
+    assert not list(tmp_path.rglob("model.onnx"))
 
 
 def test_the_recipe_of_the_docs_trains_and_exports_as_it_stands(

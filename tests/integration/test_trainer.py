@@ -12,7 +12,7 @@ import torch
 
 from tidepool import checkpoint
 from tidepool.data.preprocess import PreparedData, prepare
-from tidepool.errors import ClusterError, SpecError, TrainingError
+from tidepool.errors import ClusterError, TrainingError
 from tidepool.recipe import load_recipe
 from tidepool.spec import Spec, load_spec
 from tidepool.train import tracking
@@ -121,7 +121,6 @@ def test_a_second_driver_of_a_run_is_refused(data: PreparedData, tmp_path: Path)
     [
         ("train.num_workers=1000", ClusterError, "can't hold 1000 train workers"),
         ("train.accelerator=GPU", ClusterError, "the cluster has no GPU"),
-        ("train.num_workers=0", SpecError, "training needs a worker"),
     ],
 )
 def test_a_size_that_the_cluster_cannot_have_is_refused_at_once(

@@ -31,8 +31,8 @@ def slow_down() -> None:
     time.sleep(STEP_S)
 
 
-def spec_of(workers: str, epochs: int, hurry: Path) -> Spec:
-    """Digits on logical accelerators called `slot`, slow until the file `hurry` is there."""
+def spec_of(workers: str, epochs: int, hurry: Path, *more: str) -> Spec:
+    """Digits on logical accelerators called `slot`, slow until the file `hurry` is there; `more` are overrides."""
     return load_spec(
         DIGITS,
         [
@@ -41,5 +41,6 @@ def spec_of(workers: str, epochs: int, hurry: Path) -> Spec:
             f"train.num_workers={workers}",
             "train.accelerator=slot",
             f"train.epochs={epochs}",
+            *more,
         ],
     )

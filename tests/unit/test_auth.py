@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,27 @@ def test_revoking_an_unknown_key_names_those_there_are(tmp_path: Path) -> None:
     store.create("alice")
     with pytest.raises(SpecError, match=store.load()[0].id):
         store.revoke("nobody")
+
+
+def test_no_key_is_lost_and_none_comes_back_when_several_change_the_file_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "home" / "keys.json"
+
+    def make_and_revoke(name: str) -> str:
+        kept, revoked = KeyFile(path).create(name), KeyFile(path).create("revoked")
+        KeyFile(path).revoke(revoked.split("_")[1])
+        return kept
+
+    with ThreadPoolExecutor(8) as threads:
+        kept = list(threads.map(make_and_revoke, map(str, range(40))))
+    assert {key.id for key in KeyFile(path).load()} == {text.split("_")[1] for text in kept}
+
+
+@pytest.mark.parametrize("ttl_s", [0.0, -1.0, math.nan, math.inf, 1e12])
+def test_a_key_that_would_never_be_good_or_last_for_ever_is_refused(tmp_path: Path, ttl_s: float) -> None:
+    store = KeyFile(tmp_path / "keys.json")
+    with pytest.raises(SpecError, match="36500 days"):
+        store.create("alice", ttl_s=ttl_s)
+    assert store.load() == []
 
 
 def test_a_damaged_keys_file_is_reported(tmp_path: Path) -> None:

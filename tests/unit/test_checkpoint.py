@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tidepool import checkpoint
+from tidepool import checkpoint, storage
 from tidepool.checkpoint import TrainState
 from tidepool.errors import CorruptionError, StorageError
 
@@ -97,6 +97,30 @@ def test_a_checkpoint_without_a_manifest_does_not_count(tmp_path: Path) -> None:
     saved = checkpoint.save(str(tmp_path), state(1))
     (Path(saved.uri) / "manifest.json").unlink()
     assert checkpoint.latest(str(tmp_path)) is None
+
+
+def test_a_flipped_byte_of_a_manifest_is_refused_and_the_one_before_is_used(tmp_path: Path) -> None:
+    before = checkpoint.save(str(tmp_path), state(1))
+    path = Path(checkpoint.save(str(tmp_path), state(2)).uri) / "manifest.json"
+    content = path.read_bytes()
+    for word in (b'"step"', b'"kind"', b'"files"', b": 2", b'"sha256"'):
+        damaged = bytearray(content)
+        damaged[content.index(word) + 2] ^= 1
+        path.write_bytes(damaged)
+        assert checkpoint.latest(str(tmp_path)) == before
+
+
+def test_another_kind_of_folder_is_no_checkpoint(tmp_path: Path) -> None:
+    with storage.new_folder(str(tmp_path / "step-000000000001"), {"kind": "artifact"}):
+        pass
+    assert checkpoint.latest(str(tmp_path)) is None
+    with pytest.raises(CorruptionError, match="not a checkpoint"):
+        checkpoint.load(str(tmp_path / "step-000000000001"))
+
+
+def test_a_kind_of_storage_that_there_is_not_is_named() -> None:
+    with pytest.raises(StorageError, match="foo://x"):
+        checkpoint.latest("foo://x")
 
 
 def test_loading_what_is_not_there_says_so(tmp_path: Path) -> None:

@@ -5,88 +5,17 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pools import SPEC, Cluster, Trainee, wave
 from tidepool.pool import ledger
 from tidepool.pool.books import GRACE_S, LAPSE_S, Books
 from tidepool.pool.ledger import Ledger
-from tidepool.pool.policy import PolicySpec
-from tidepool.pool.report import Report
-from tidepool.pool.sight import Sight
 from tidepool.pool.state import App
 
-SPEC = PolicySpec(hold_s=5)
 Entries = Callable[[], list[tuple[str, str]]]
-
-
-class Cluster:
-    """What Ray would do: pending replicas are placed where an accelerator is free."""
-
-    def __init__(self, **nodes: int) -> None:
-        self.now = 1000.0
-        self.nodes = nodes
-        self.workers: dict[str, Counter[str]] = {}
-        self.replicas: dict[str, Counter[str]] = {}
-        self.pending: Counter[str] = Counter()
-        self.late: Counter[str] = Counter()  # by node, what isn't said to be free though nobody is seen to hold it
-        self.starting: Counter[str] = Counter()  # replicas that have an accelerator of node a, but no process yet
-
-    def clock(self) -> float:
-        return self.now
-
-    def free(self, node: str) -> int:
-        holders = [*self.workers.values(), *self.replicas.values()]
-        starting = self.starting.total() if node == "a" else 0
-        return self.nodes[node] - sum(places[node] for places in holders) - starting
-
-    def look(self, _: str) -> Sight:
-        for app, count in self.pending.items():
-            for node in self.nodes:
-                for _ in range(min(count, self.free(node))):
-                    self.replicas.setdefault(app, Counter())[node] += 1
-                    self.pending[app] -= 1
-                    count -= 1
-        assert all(self.free(node) >= 0 for node in self.nodes), "Ray would never do that"
-        return Sight(
-            total={node: float(total) for node, total in self.nodes.items()},
-            free={node: float(self.free(node) - self.late[node]) for node in self.nodes},
-            replicas={app: dict(+places) for app, places in self.replicas.items() if +places},
-            pending=dict(+(self.pending + self.starting)),
-            workers={job: places.total() for job, places in self.workers.items()},
-        )
-
-
-class Trainee:
-    """A run and its supervisor, step by step by hand."""
-
-    def __init__(self, books: Books, cluster: Cluster, name: str = "run", least: int = 0, most: int = 4) -> None:
-        self.books, self.cluster = books, cluster
-        self.report = Report(name, f"job-{name}", "slot", least, most, since=cluster.now)
-        self.say()
-
-    def say(self, **news: object) -> None:
-        self.report = replace(self.report, number=self.report.number + bool(news), **news)  # type: ignore[arg-type]
-        self.books.report(self.report, self.report.places)
-        self.books.settle()
-
-    @property
-    def target(self) -> dict[str, int]:
-        return dict(self.books.target(self.report.run))
-
-    def start(self) -> None:
-        places = self.books.tell(self.report)
-        assert places
-        self.say(places=places, training=False)
-        self.cluster.workers[self.report.job] = Counter(places)
-        self.say(training=True, pause_s=3.0)
-
-    def end_segment(self, at_once: bool = True) -> None:
-        if at_once:
-            self.cluster.workers.pop(self.report.job, None)
-        self.say(places={}, training=False)
 
 
 @pytest.fixture
@@ -110,16 +39,6 @@ def started(books: Books, cluster: Cluster, least: int = 0) -> Trainee:
     run = Trainee(books, cluster, least=least)
     run.start()
     return run
-
-
-def wave(books: Books, cluster: Cluster, replicas: int) -> None:
-    """Traffic that needs so many replicas: the coordinator is told, and Serve asks Ray for more, or lets some go."""
-    books.want(App("app", wanted=replicas))
-    places = cluster.replicas.setdefault("app", Counter())
-    cluster.pending["app"] = max(0, replicas - places.total())
-    while places.total() > replicas:
-        places[max(places, key=lambda node: places[node])] -= 1
-    books.settle()
 
 
 def test_a_run_gets_what_nobody_else_wants(books: Books, cluster: Cluster, entries: Entries) -> None:

@@ -101,7 +101,7 @@ def test_a_late_report_changes_nothing(cluster: Cluster, tmp_path: Path) -> None
 
 def test_a_sight_tells_replicas_and_workers_from_other_actors() -> None:
     def actor(kind: str, node: str = "n", job: str = "01") -> dict[str, object]:
-        return {"ActorClassName": kind, "JobID": job, "Address": {"NodeID": node}}
+        return {"ActorClassName": kind, "JobID": job, "Name": "", "Address": {"NodeID": node}}
 
     alive = [
         actor("ServeReplica:digits:Model"),
@@ -113,3 +113,16 @@ def test_a_sight_tells_replicas_and_workers_from_other_actors() -> None:
     assert sight.replicas == {"digits": {"n": 2}}
     assert sight.pending == {"digits": 1}
     assert sight.workers == {"01": 2}
+
+
+def test_a_sight_knows_the_members_of_each_live_run_by_their_names() -> None:
+    def member(name: str) -> dict[str, object]:
+        return {"ActorClassName": "Member", "JobID": "01", "Name": name, "Address": {"NodeID": ""}}
+
+    alive = [member("tidepool-member:digits/1:n:a"), member("tidepool-member:digits/1:m:b")]
+    sight = seen({"n": 4.0}, {"n": 1.0}, alive, [member("tidepool-member:digits/1:n:c")])
+    assert sight.members == {"digits/1": {"n": 1, "m": 1}}
+    assert sight.hired == {"digits/1": {"n": 1}}
+    assert sight.known("digits/1") == {"n": 2, "m": 1}
+    assert sight.known("another") == {}
+    assert sight.workers == {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -80,6 +81,16 @@ def test_a_block_with_a_taken_port_is_passed_over() -> None:
         pass
     with socket.create_server(("127.0.0.1", block["agent"])), claim(Ports()) as other:
         assert block["agent"] not in other
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_a_lock_that_is_not_ours_is_explained(tmp_path: Path, kind: str) -> None:
+    lock, other = tmp_path / f"tidepool-{os.getuid()}.lock", tmp_path / "other"
+    other.write_text("precious")
+    lock.mkdir() if kind == "folder" else lock.symlink_to(other)
+    with pytest.raises(ClusterError, match=r"tidepool-\d+\.lock.*TMPDIR"), claim(Ports(), tmp_path):
+        pass
+    assert other.read_text() == "precious"
 
 
 def test_a_block_leaves_the_typed_ports_alone() -> None:

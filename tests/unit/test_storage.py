@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,6 +80,26 @@ def test_a_folder_without_a_whole_manifest_is_refused(folder: Path, manifest: st
         storage.verify(folder)
 
 
+def test_every_flipped_bit_of_a_manifest_is_found(folder: Path) -> None:
+    path = folder / storage.MANIFEST
+    content = path.read_bytes()
+    for where in range(len(content) * 8):
+        damaged = bytearray(content)
+        damaged[where // 8] ^= 1 << where % 8
+        path.write_bytes(damaged)
+        with pytest.raises(CorruptionError):
+            storage.read_manifest(folder)
+
+
+@pytest.mark.parametrize("entry", [None, 3, {}, {"sha256": None}])
+def test_a_manifest_of_another_shape_is_refused(folder: Path, entry: Any) -> None:
+    manifest = {"files": {"a.bin": entry}}
+    rest = hashlib.sha256(json.dumps(manifest, indent=2).encode()).hexdigest()
+    (folder / storage.MANIFEST).write_text(json.dumps({**manifest, "sha256": rest}, indent=2))
+    with pytest.raises(CorruptionError):
+        storage.read_manifest(folder)
+
+
 def test_the_digest_stands_for_content_and_facts(tmp_path: Path) -> None:
     def digest(name: str, content: str, fact: int) -> str:
         with storage.new_folder(str(tmp_path / name), {"fact": fact}) as building:
@@ -110,6 +132,15 @@ def test_a_file_uri_is_a_local_path(folder: Path) -> None:
 def test_buckets_are_remote() -> None:
     assert all(storage.is_remote(uri) for uri in ("s3://bucket/x", "gs://bucket/x"))
     assert not any(storage.is_remote(uri) for uri in ("/tmp/x", "x/y", "~/x"))
+
+
+def test_a_kind_of_storage_that_there_is_not_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="foo://x"), storage.new_folder("foo://x") as building:
+        (building / "a").write_text("a")
+    with pytest.raises(StorageError, match="foo://x"):
+        storage.fetch("foo://x", tmp_path)
+    with pytest.raises(StorageError, match="foo://x"):
+        storage.remove("foo://x")
 
 
 def test_fetching_what_is_not_there_says_where_it_looked(tmp_path: Path) -> None:

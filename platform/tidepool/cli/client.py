@@ -7,15 +7,21 @@ from typing import Any, Self
 
 import httpx
 
-from tidepool.cluster.local import running
+from tidepool.cluster.local import running, stay_here
 from tidepool.errors import ClusterError, RequestError
 from tidepool.settings import Settings
 
 
 class Client:
-    """Talks to the local cluster's front end over one connection; a context manager."""
+    """Talks to the local cluster's front end over one connection; a context manager.
+
+    Raises:
+        ClusterError: the shell is set to another cluster, or none runs here.
+    """
 
     def __init__(self, settings: Settings) -> None:
+        remedy = "ask that one with curl, at its front end's URL; or unset it for the local cluster"
+        stay_here(settings, "predict asks the local cluster", remedy)
         self._base = f"http://localhost:{running(settings).http_port}"
         self._key_file = settings.cli_key_file
         self._key = settings.api_key or (self._key_file.read_text() if self._key_file.exists() else "")
@@ -39,16 +45,31 @@ class Client:
             response = self._http.post(self._base + _path(model, version), content=body, headers=headers)
         except httpx.TransportError as error:
             raise ClusterError("the server doesn't answer", seen=error, remedy="`tidepool status`") from error
-        if response.status_code != 200:
-            raise RequestError(f"status {response.status_code}: {response.json().get('error', response.text)}")
-        answer: dict[str, Any] = response.json()
-        return answer
+        return answer_in(response)
 
     def curl(self, model: str, request: Path, version: int | None = None) -> str:
         """The curl line that sends the same request."""
         return (
             f'curl {self._base}{_path(model, version)} -H "Authorization: Bearer $(cat {self._key_file})" -d @{request}'
         )
+
+
+def answer_in(response: httpx.Response) -> dict[str, Any]:
+    """The JSON of a response with status 200.
+
+    Raises:
+        RequestError: another status, or no JSON, which is what HAProxy says when no replica is there.
+    """
+    try:
+        document = response.json()
+    except ValueError:
+        document = None
+    if response.status_code == 200 and isinstance(document, dict):
+        return document
+    words = document.get("error") if isinstance(document, dict) else None
+    raise RequestError(
+        f"status {response.status_code}: {words or ' '.join(response.text.split())[:200] or response.reason_phrase}"
+    )
 
 
 def _path(model: str, version: int | None) -> str:

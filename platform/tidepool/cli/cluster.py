@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from tidepool.cli.output import as_json, table
+from tidepool.cli.output import JSON, as_json, table
 
 if TYPE_CHECKING:
     from tidepool.cluster.doctor import Check
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from tidepool.cluster.status import Status
     from tidepool.settings import Settings
 
-JSON = typer.Option(False, "--json", help="Print JSON.")
 HTTP_PORT = typer.Option(8000, help="Port for inference requests, on this machine only.")
 GRPC_PORT = typer.Option(None, help="Port for gRPC, on this machine only; default the one after the HTTP port.")
 DASHBOARD_PORT = typer.Option(8265, help="Port of Ray's dashboard and of its jobs, on this machine only.")
@@ -65,13 +64,16 @@ def up(
     _print_up(settings, cluster, verb)
 
 
-def down() -> None:
+def down(as_document: bool = JSON) -> None:
     """End the local cluster: every process that it started, HAProxy too. Data, models and keys stay."""
     from tidepool.cluster import local
     from tidepool.settings import Settings
 
     began = time.monotonic()
     ended = local.down(Settings())
+    if as_document:
+        as_json({"ended": ended})
+        return
     took = f"{ended} processes ended in {time.monotonic() - began:.1f} s"
     print(f"tidepool is down: {took}" if ended else "no cluster was running")
 
@@ -111,12 +113,16 @@ def doctor(as_document: bool = JSON) -> None:
 
 def validate(
     file: Path = typer.Argument(Path("cluster.yaml"), help="A configuration of Ray's cluster launcher."),
+    as_document: bool = JSON,
 ) -> None:
     """Check a cluster.yaml strictly and offline, before `ray up` spends money on it."""
     from tidepool.cluster.launcher import placeholders
     from tidepool.cluster.launcher import validate as validate_file
 
     validate_file(file)
+    if as_document:
+        as_json({"file": file, "to_fill_in": [{"line": number, "text": line} for number, line in placeholders(file)]})
+        return
     print(f"{file} is in order")
     for number, line in placeholders(file):
         print(f"  to fill in, line {number}: {line}")
@@ -133,15 +139,17 @@ def ensure_up(
     """A running local cluster with its HTTP front end, and whether it was started now; workers import from here.
 
     `start_serving` gets settings and the ports for HTTP and gRPC in a process that is connected; default
-    `tidepool.serve.app.start`. If it fails, a cluster that was started for it is ended.
+    `tidepool.serve.app.start`. If it fails, a cluster that was started for it is ended. What else this process does
+    goes to this cluster too: variables that name another are taken out of its environment.
     """
     from tidepool.cluster import local
+    from tidepool.cluster.environment import ELSEWHERE
     from tidepool.cluster.ports import is_free
     from tidepool.errors import NoCluster
 
-    elsewhere = os.environ.pop("RAY_ADDRESS", None)
-    if elsewhere:
-        print(f"RAY_ADDRESS is {elsewhere}: unset it, or other commands go there", file=sys.stderr)
+    for variable in ELSEWHERE:
+        if elsewhere := os.environ.pop(variable, None):
+            print(f"{variable} is {elsewhere}: unset it, or other commands go there", file=sys.stderr)
     with local.alone(settings, "up"):
         try:
             cluster, fresh = local.running(settings), False

@@ -47,7 +47,7 @@ def demo(
     console.rule("[bold]2  preprocess, train, evaluate, export, register", align="left")
     run_step("run", SPEC, [])
     console.rule("[bold]3  deploy", align="left")
-    deploy(load_spec(SPEC).name)
+    deploy(load_spec(SPEC).name, json=False)
     console.rule("[bold]4  ten held-out digits over HTTP", align="left")
     images, labels = _held_out()
     answers, latencies = _ask(settings, images)

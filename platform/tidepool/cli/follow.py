@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import logging
 import os
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tidepool.errors import ClusterError, JobError
 from tidepool.settings import Settings
@@ -20,6 +23,10 @@ if TYPE_CHECKING:
 
 EXCLUDED = ["/.git/", "/.venv/", "**/__pycache__/", "/docs/", "/tests/", "/benchmarks/"]
 """What jobs don't need, so that it needn't travel."""
+
+
+RESULT = "result: "
+"""Begins the line in a job's log that holds its result as JSON."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +44,10 @@ class JobFailed(JobError):
     """As the driver ended: the job's failure is told apart by the same codes as a local one."""
 
 
-def submit(settings: Settings, project: Path, arguments: list[str]) -> SubmittedJob:
+def submit(settings: Settings, project: Path, arguments: list[str], json: bool = False) -> SubmittedJob:
     """Submit `python ARGUMENTS` with `project` as its working directory, and print the native command for it.
+
+    With `json` that goes to stderr.
 
     Raises:
         NoCluster: no cluster is running.
@@ -49,7 +58,8 @@ def submit(settings: Settings, project: Path, arguments: list[str]) -> Submitted
     from tidepool.cluster.local import dashboard_address
 
     entrypoint = "python " + shlex.join(arguments)
-    print(f"$ ray job submit --working-dir {_shown(project)} -- {entrypoint}")
+    native = f"$ ray job submit --working-dir {_shown(project)} -- {entrypoint}"
+    print(native, file=sys.stderr if json else sys.stdout)
     environment: dict[str, object] = {"working_dir": str(project), "excludes": EXCLUDED}
     if os.environ.get("RAY_ADDRESS"):
         environment["env_vars"] = {"PYTHONPATH": "platform"}  # a remote cluster may not have the package
@@ -61,49 +71,70 @@ def submit(settings: Settings, project: Path, arguments: list[str]) -> Submitted
         raise ClusterError("the cluster doesn't take the job", seen=error, remedy="`tidepool doctor`") from error
 
 
-def follow(job: SubmittedJob) -> None:
-    """Show the job's log and progress until it ends.
+def follow(job: SubmittedJob, json: bool = False) -> Any:
+    """Show the job's log and progress until it ends; returns its result, JSON-ready, or None if it told none.
+
+    With `json` the log goes to stderr, so that stdout is the result's alone.
 
     Raises:
         JobError: it failed or was stopped, with its own last error.
+        ClusterError: the cluster went away meanwhile.
     """
-    errors: list[str] = []
-    with _bars() as bars:
-        asyncio.run(_show(job, bars, errors))
-    details = job.client.get_job_info(job.id)
+    import aiohttp
+
+    with _bars(json) as bars:
+        log = _Log(bars)
+        try:
+            asyncio.run(_show(job, log))
+            details = job.client.get_job_info(job.id)
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:
+            raise ClusterError(
+                f"the cluster doesn't answer any more; job {job.id} may go on",
+                seen=error,
+                remedy=f"`tidepool status`, then `ray job logs --follow {job.id}`",
+            ) from error
     if details.status == "SUCCEEDED":
-        return
+        return log.result
     failure = JobFailed(
         f"job {job.id} ended as {details.status}",
-        seen=(errors[-1] if errors else details.message or "no message").removeprefix("error: "),
+        seen=log.error or details.message or "no message",
         remedy=f"see the whole log: ray job logs {job.id}",
     )
     failure.exit_code = details.driver_exit_code
     raise failure
 
 
-async def _show(job: SubmittedJob, bars: Progress, errors: list[str]) -> None:
-    tasks: dict[str, TaskID] = {}
+async def _show(job: SubmittedJob, log: _Log) -> None:
     rest = ""
     async for chunk in job.client.tail_job_logs(job.id):
         *lines, rest = (rest + chunk).split("\n")
         for line in lines:
-            _show_line(line, bars, tasks, errors)
-    _show_line(rest, bars, tasks, errors)
+            log.show(line)
+    log.show(rest)
 
 
-def _show_line(line: str, bars: Progress, tasks: dict[str, TaskID], errors: list[str]) -> None:
-    news = progress.parse(line)
-    if news is None:
-        if line.startswith("error: "):
-            errors.append(line)
+class _Log:
+    """A job's log on the screen: progress as bars, the rest as it is; its last error and its result are kept."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+        self.error: str | None = None
+        self.result: Any = None
+
+    def show(self, line: str) -> None:
+        if news := progress.parse(line):
+            step, done, total, note = news
+            if step not in self._tasks:
+                self._tasks[step] = self._bars.add_task(step, total=total, note=note)
+            self._bars.update(self._tasks[step], completed=done, total=total, note=note)
+        elif line.startswith("error: "):
+            self.error = line.removeprefix("error: ")
+        elif line.startswith(RESULT):
+            with contextlib.suppress(ValueError):
+                self.result = json.loads(line.removeprefix(RESULT))
         elif line.strip() and not _is_noise(line):
-            bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        return
-    step, done, total, note = news
-    if step not in tasks:
-        tasks[step] = bars.add_task(step, total=total, note=note)
-    bars.update(tasks[step], completed=done, total=total, note=note)
+            self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _is_noise(line: str) -> bool:
@@ -111,7 +142,8 @@ def _is_noise(line: str) -> bool:
     return "\tINFO " in line or "(raylet)" in line or line.startswith("Running entrypoint for job")
 
 
-def _bars() -> Progress:
+def _bars(stderr: bool) -> Progress:
+    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Column
 
@@ -120,6 +152,7 @@ def _bars() -> Progress:
         BarColumn(bar_width=16),
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+        console=Console(stderr=stderr),
     )
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import typer
+
+from tidepool.cli.output import JSON, as_json
 
 SPEC = typer.Argument(Path("deployments/digits/spec.yaml"), help="The model's spec.yaml.")
 SET = typer.Option([], "--set", help="Override a field of the spec, e.g. --set train.epochs=5.")
@@ -25,19 +28,24 @@ def register(app: typer.Typer) -> None:
         app.command(step, help=summary)(_verb(step))
 
 
-def _verb(step: str) -> Callable[[Path, list[str]], None]:
-    def verb(spec: Path = SPEC, overrides: list[str] = SET) -> None:
-        run_step(step, spec, overrides)
+def _verb(step: str) -> Callable[[Path, list[str], bool], None]:
+    def verb(spec: Path = SPEC, overrides: list[str] = SET, json: bool = JSON) -> None:
+        result = run_step(step, spec, overrides, json)
+        if json:
+            as_json(result)
 
     return verb
 
 
-def run_step(step: str, spec: Path, overrides: list[str]) -> None:
-    """Submit `jobs/<step>.py` for a spec and follow it to its end.
+def run_step(step: str, spec: Path, overrides: list[str], json: bool = False) -> Any:
+    """Submit `jobs/<step>.py` for a spec and follow it to its end; returns its result, JSON-ready.
+
+    With `json` all that is shown goes to stderr.
 
     Raises:
         SpecError: the spec is wrong; nothing is submitted.
         NoCluster: no cluster is running.
+        ClusterError: it went away meanwhile.
         JobError: the job failed.
     """
     from tidepool.cli.follow import follow, submit
@@ -50,7 +58,7 @@ def run_step(step: str, spec: Path, overrides: list[str]) -> None:
     arguments = [f"jobs/{step}.py", str(spec.absolute().relative_to(project))]
     for override in overrides:
         arguments += ["--set", override]
-    follow(submit(settings, project, arguments))
+    return follow(submit(settings, project, arguments, json), json)
 
 
 def project_of(spec: Path) -> Path:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from tidepool.cli.output import as_json, table, when
+from tidepool.cli.announce import announce
+from tidepool.cli.output import JSON, as_json, table, when
 
 if TYPE_CHECKING:
     from tidepool.registry.client import Registry
@@ -22,7 +23,7 @@ def register(app: typer.Typer) -> None:
 
 def models(
     name: str | None = typer.Argument(None, help="Show this model alone."),
-    json: bool = typer.Option(False, "--json", help="Print JSON."),
+    json: bool = JSON,
 ) -> None:
     """List registered models with their versions, aliases and metrics."""
     from tidepool.errors import ModelNotFound
@@ -54,16 +55,25 @@ def promote(
     name: str = typer.Argument(help="The registered model."),
     version: int = typer.Argument(help="The version that the alias is to name."),
     alias: str = ALIAS,
+    json: bool = JSON,
 ) -> None:
     """Set an alias, `champion` by default, to a version; replicas answer with it at once."""
-    _registry().promote(name, version, alias)
-    print(f"{name}@{alias} is version {version}{_announce(name)}")
+    promoted = _registry().promote(name, version, alias)
+    if json:
+        as_json(promoted.to_json())
+    else:
+        print(f"{name}@{alias} is version {version}")
+    announce(name)
 
 
-def rollback(name: str = typer.Argument(help="The registered model."), alias: str = ALIAS) -> None:
+def rollback(name: str = typer.Argument(help="The registered model."), alias: str = ALIAS, json: bool = JSON) -> None:
     """Set an alias back to what it named before; twice goes back two."""
     version = _registry().rollback(name, alias)
-    print(f"{name}@{alias} is version {version.version} again{_announce(name)}")
+    if json:
+        as_json(version.to_json())
+    else:
+        print(f"{name}@{alias} is version {version.version} again")
+    announce(name)
 
 
 def _registry() -> Registry:
@@ -72,18 +82,3 @@ def _registry() -> Registry:
 
     settings = Settings()
     return Registry(settings.registry, settings.storage("artifacts"))
-
-
-def _announce(name: str) -> str:
-    """Tell the replicas, if a cluster is running; returns what to say of it."""
-    from tidepool.cluster.local import connect
-    from tidepool.errors import NoCluster
-    from tidepool.serve.app import announce
-    from tidepool.settings import Settings
-
-    try:
-        with connect(Settings()):
-            announce(name)
-    except NoCluster:
-        return " (no cluster is running)"
-    return ", and every replica has been told"

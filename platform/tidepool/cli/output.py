@@ -7,6 +7,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import typer
+
+JSON = typer.Option(False, "--json", help="Print JSON.")
+"""The option of every verb that reports."""
+
 
 def as_json(document: Any) -> None:
     """Print indented JSON on stdout."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from tidepool.cli.output import as_json
+from tidepool.cli.output import JSON, as_json
 
 NAME = typer.Argument(help="The registered model.")
 
@@ -18,20 +18,26 @@ def register(app: typer.Typer) -> None:
         app.command()(verb)
 
 
-def deploy(name: str = NAME) -> None:
+def deploy(name: str = NAME, json: bool = JSON) -> None:
     """Put a model's champion into service, as an application of its own; others are left alone."""
-    from tidepool.cluster.local import connect, running
+    from tidepool.cluster.local import connect, running, stay_here
     from tidepool.serve.app import deploy as deploy_application
     from tidepool.settings import Settings
 
     settings = Settings()
+    remedy = f"there: serve deploy deployments/{name}/serve.yaml; or unset it for the local cluster"
+    stay_here(settings, "deploy is for the local cluster", remedy)
     port = running(settings).http_port
     with connect(settings):
         deploy_application(settings, name, port)
-    print(f"{name} answers at http://localhost:{port}/v2/models/{name}/infer")
+    url = f"http://localhost:{port}/v2/models/{name}/infer"
+    if json:
+        as_json({"name": name, "url": url})
+    else:
+        print(f"{name} answers at {url}")
 
 
-def undeploy(name: str = NAME) -> None:
+def undeploy(name: str = NAME, json: bool = JSON) -> None:
     """Take a model out of service."""
     from tidepool.cluster.local import connect
     from tidepool.serve.app import undeploy as undeploy_application
@@ -39,7 +45,10 @@ def undeploy(name: str = NAME) -> None:
 
     with connect(Settings()):
         undeploy_application(name)
-    print(f"{name} is out of service; its versions stay in the registry")
+    if json:
+        as_json({"name": name})
+    else:
+        print(f"{name} is out of service; its versions stay in the registry")
 
 
 def predict(

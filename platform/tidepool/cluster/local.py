@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tidepool import storage
 from tidepool.cluster import environment, haproxy, head, processes
-from tidepool.cluster.ports import Block, Ports, claim, is_free
+from tidepool.cluster.ports import Block, Ports, claim, holder, is_free
 from tidepool.errors import ClusterError, NoCluster
 from tidepool.settings import Settings
 
@@ -158,6 +158,32 @@ def dashboard_address(settings: Settings) -> str:
     return elsewhere or running(settings).dashboard
 
 
+def stay_here(settings: Settings, what: str, remedy: str) -> None:
+    """Make sure that this shell isn't set to another cluster, for commands that know this home's alone.
+
+    "auto", Ray's word for the cluster on this machine, passes.
+
+    Raises:
+        ClusterError: RAY_ADDRESS or RAY_API_SERVER_ADDRESS names another; with `what` and `remedy`.
+    """
+    own = {"auto"}
+    with contextlib.suppress(NoCluster):
+        cluster = running(settings)
+        own |= {cluster.address, cluster.dashboard}
+    for variable in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        address = os.environ.get(variable)
+        if address and _on_loopback(address.rstrip("/")) not in own:
+            raise ClusterError(what, seen=f"{variable} {address}", remedy=remedy)
+
+
+def _on_loopback(address: str) -> str:
+    """`host:port` or an URL on this machine, as cluster.json writes it; others as they are."""
+    scheme, separator, host = address.replace("localhost:", "127.0.0.1:").rpartition("//")
+    if not separator and host.startswith("127.0.0.1:"):
+        host = host.replace("127.0.0.1", LOOPBACK)
+    return scheme + separator + host
+
+
 def _start(settings: Settings, ports: Ports, block: Block, size: head.Size, project: Path) -> LocalCluster:
     run = environment.new_run_folder(settings)
     cluster_id = environment.mark(settings) + secrets.token_hex(4)
@@ -197,7 +223,8 @@ def _clear(settings: Settings) -> int:
         if environment.address_file().read_text() == address:
             environment.address_file().unlink()
     if ended and (taken := [port for port in ports if not is_free(port)]):
-        raise ClusterError("ports are still in use", seen=taken, remedy="`tidepool doctor` names who holds them")
+        seen = ", ".join(f"{port} by {holder(port)}" for port in taken)
+        raise ClusterError("ports are still in use", seen=seen, remedy="end those processes")
     return ended
 
 
@@ -235,4 +262,4 @@ def _answering(address: str) -> str:
     except OSError as error:
         seen, remedy = f"RAY_ADDRESS {address}: {error}", "correct RAY_ADDRESS, or unset it for the local cluster"
         raise ClusterError("the cluster doesn't answer", seen=seen, remedy=remedy) from error
-    return f"{LOOPBACK}:{port}" if address == f"127.0.0.1:{port}" else address
+    return _on_loopback(address)

@@ -110,19 +110,29 @@ class Block:
 
 
 @contextlib.contextmanager
-def claim(typed: Ports) -> Iterator[Block]:
+def claim(typed: Ports, locks: Path | None = None) -> Iterator[Block]:
     """A block in which every port is free, and which nobody else claims while the `with` block runs.
 
+    `locks` is the folder of the lock; default the temporary one, which all homes of a user share.
+
     Raises:
-        ClusterError: no block is free.
+        ClusterError: no block is free, or the lock is somebody else's.
     """
-    with (Path(tempfile.gettempdir()) / f"tidepool-{os.getuid()}.lock").open("w") as lock:
+    path = (locks or Path(tempfile.gettempdir())) / f"tidepool-{os.getuid()}.lock"
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)  # not through a link of somebody else's
+    except OSError as error:
+        seen, remedy = f"{path}: {error.strerror}", "have its owner remove it, or set TMPDIR to a folder of your own"
+        raise ClusterError("the lock for ports can't be opened", seen=seen, remedy=remedy) from None
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for block in map(Block, BLOCKS):
             ports = range(block.first, block.first + BLOCKS.step)
             if typed.http not in block and typed.dashboard not in block and all(map(is_free, ports)):
                 yield block
                 return
+    finally:
+        os.close(lock)
     raise ClusterError(
         f"no {BLOCKS.step} consecutive ports are free",
         allowed=f"{BLOCKS.start} to {BLOCKS.stop}",

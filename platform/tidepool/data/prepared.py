@@ -51,7 +51,7 @@ class PreparedData:
     def _read(self, part: str, rows: int | None) -> Arrays:
         with tempfile.TemporaryDirectory() as scratch:
             folder = storage.fetch(self.uri, Path(scratch))
-            manifest = storage.verify(folder)
+            manifest = _verified(folder)
             names = sorted(name for name in manifest["files"] if name.startswith(f"{part}/"))
             table = pa.concat_tables(parquet.read_table(folder / name) for name in names).slice(0, rows)
         tensors = manifest["tensors"]["raw" if part == "raw" else "features"]
@@ -69,10 +69,15 @@ def open_prepared(uri: str) -> PreparedData:
         StorageError: nothing is there.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        manifest = storage.verify(storage.fetch(uri, Path(scratch)))
-    if manifest.get("kind") != KIND:
-        raise CorruptionError(f"{uri} is not prepared data", seen=manifest.get("kind"), allowed=KIND)
+        manifest = _verified(storage.fetch(uri, Path(scratch)))
     return PreparedData(uri, manifest["digest"], manifest["rows"], manifest["preprocessing"], manifest["name"])
+
+
+def _verified(folder: Path) -> dict[str, Any]:
+    manifest = storage.verify(folder)
+    if manifest.get("kind") != KIND:
+        raise CorruptionError(f"{folder} is not prepared data", seen=manifest.get("kind"), allowed=KIND)
+    return manifest
 
 
 def to_array(column: pa.ChunkedArray, tensor: TensorSpec) -> npt.NDArray[Any]:

@@ -2,8 +2,8 @@
 
     told or ticked -> look at the cluster -> confirm releases -> set the books right -> decide -> promise in the ledger
 
-A promise is in the ledger before anybody hears of it. A run's workers count as gone when its supervisor says so and Ray
-knows none of its processes any more; only then is anything new promised there.
+A promise is in the ledger before anybody hears of it. A worker counts as gone when its run's supervisor says so and Ray
+knows its process no more; only then is anything new promised there. In segments all go at once, live members singly.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
+from tidepool.pool.docket import DOWN, UP, Docket
 from tidepool.pool.handover import asked, ended, joined, left, promise
-from tidepool.pool.ledger import FINAL, PHASES, Entry, Ledger, Phase
-from tidepool.pool.moves import Grant, Move, Park, Resize, Shrink, Withdraw
+from tidepool.pool.ledger import Ledger
+from tidepool.pool.moves import Move, Park, Shrink
 from tidepool.pool.policy import PolicySpec, decide
 from tidepool.pool.report import Report
-from tidepool.pool.sight import Places, Sight, is_free_again, reconciled
+from tidepool.pool.sight import Places, Sight, departed, exceeds, is_free_again, most, reconciled
 from tidepool.pool.state import EPSILON, App, Run, Snapshot
 
 log = logging.getLogger(__name__)
@@ -29,8 +30,6 @@ LAG_S = 2.0
 """Ray takes back the accelerators of processes that are gone within so long; after that others have taken them."""
 GRACE_S = 1.5
 """After a start nothing is decided for so long: those who were here before have to say so first."""
-
-UP, DOWN = ("grow", "resume"), ("shrink", "park")
 
 
 class Books:
@@ -45,7 +44,7 @@ class Books:
         clock: Callable[[], float],
     ) -> None:
         self.pool = Snapshot(nodes=(), accelerator=accelerator)
-        self._ledger, self._look, self._spec, self._clock = ledger, look, spec, clock
+        self._docket, self._look, self._spec, self._clock = Docket(ledger), look, spec, clock
         self._opened = clock()
         self._sight = Sight({}, {})
         self._reports: dict[str, Report] = {}
@@ -57,30 +56,33 @@ class Books:
         self._held: dict[str, Places] = {}
         """Workers of each run that are processes, or were told to start; until their end is confirmed."""
         self._known: set[str] = set()
-        """Runs whose processes Ray has known since they were told to start."""
+        """Runs in segments whose processes Ray has known since they were told to start."""
+        self._members: dict[str, Places] = {}
+        """The most members of each live run that Ray has known since some of them last left."""
         self._gone: dict[str, float] = {}
-        """Since when Ray knows no process of a run that has ended a segment."""
+        """Since when Ray knows some processes of a run no more that should be gone."""
         self._told: set[str] = set()
         """Runs that were told to start and haven't said yet that they do."""
         self._over: set[str] = set()
         """Runs that are over, but for the confirmation that their processes are gone."""
-        self._open: dict[str, list[Entry]] = {}
-        """Ledger entries of each run that are under way."""
-        self._granted: dict[str, Entry] = {}
-        """Those of reservations."""
 
     def report(self, report: Report, seen: Places) -> None:
         """A run's supervisor says how the run is, and which target it knows."""
         name = report.run
-        self._heard[name] = self._clock()
         known = self._reports.get(name)
-        if known is None:
-            self._enter(report)
+        if known is not None and report.job != known.job:
+            self._over.add(name)  # its driver died; the next one is heard when the last process of this one is gone
+            return
+        self._heard[name] = self._clock()
+        if known is None:  # or it was there before this coordinator: its processes are what it says they are
+            self._reports[name], self._held[name] = report, report.places
+            self._new.append(report.as_run())
         elif report.number > known.number:
             self._update(known, report)
-        elif report.number == known.number and name in self._told and not seen:
-            self._told.discard(name)  # the answer never reached it: it has not started
-            self._held[name] = {}
+        elif report.number == known.number and name in self._told and not exceeds(seen, report.places):
+            self._told.discard(name)  # the answer never reached it: nothing has started
+            if not report.live:
+                self._held[name] = {}
 
     def want(self, app: App) -> None:
         """An application says how many replicas it needs; what it holds, the cluster knows better."""
@@ -96,23 +98,28 @@ class Books:
 
     def target(self, run: str) -> Places:
         """Where a run should be: `{}` if nowhere, or if its place isn't free yet."""
-        if run not in self._names() or run in self._over:
+        if run not in self._reports or run in self._over:
             return {}
-        known = self.pool.run(run)
+        if run not in self._names():
+            return self._reports[run].places  # not in the books yet: it stays as it is
+        known, held = self.pool.run(run), self._held.get(run, {})
         staying = {node: count for node, count in known.staying.items() if count}
+        if self._reports[run].live:
+            fits = self._fits(known, held)
+            return staying if fits else {node: min(n, held[node]) for node, n in staying.items() if held.get(node)}
         if self._reports[run].places or run in self._told:
             return staying
-        return staying if not self._held.get(run) and self._fits(known) else {}
+        return staying if not held and self._fits(known, held) else {}
 
     def tell(self, report: Report) -> Places:
-        """The target, as an answer to a report: a run that waits starts when it hears of places."""
+        """The target, as an answer to a report: workers start when their run hears of places for them."""
         run = report.run
         if self.number(run) != report.number:
             return {}
-        target = self.target(run)
-        if target and not report.places and run not in self._told:
+        target, held = self.target(run), self._held.get(run, {})
+        if exceeds(target, held) and (report.live or not report.places):
             self._told.add(run)
-            self._held[run] = target
+            self._held[run] = most(held, target)
         return target
 
     def number(self, run: str) -> int:
@@ -140,25 +147,6 @@ class Books:
     def _names(self) -> list[str]:
         return [run.name for run in self.pool.runs]
 
-    def _enter(self, report: Report) -> None:
-        """A run is new, or was there before this coordinator: its processes are what it says they are."""
-        self._reports[report.run] = report
-        self._held[report.run] = report.places
-        self._new.append(
-            Run(
-                report.run,
-                max(1, report.min_workers),
-                report.max_workers,
-                workers=report.places,
-                joining={} if report.training else report.places,
-                parkable=report.min_workers == 0,
-                per_worker=report.per_worker,
-                priority=report.priority,
-                since=report.since,
-                costs=report.costs,
-            )
-        )
-
     def _update(self, known: Report, report: Report) -> None:
         name = report.run
         self._reports[name] = report
@@ -166,19 +154,37 @@ class Books:
         if name not in self._names():
             return
         self._with(replace(self.pool.run(name), costs=report.costs))
-        if report.places and not known.places:
-            self._held[name] = report.places
+        if exceeds(report.places, known.places):
+            self._held[name] = most(self._held.get(name, {}), report.places) if report.live else report.places
             self._known.discard(name)
-            self._advance(name, "granted", *UP)
-        if report.training and not known.training:
-            self.pool = joined(self.pool, name)
-            self._advance(name, "done", *UP, "shrink", pause_s=report.pause_s, steps_redone=report.steps_redone)
+            self._docket.advance(name, "granted", *UP)
+        if report.live:
+            self._conclude(name)
+        elif report.training and not known.training:
+            self._all_train(name)
+
+    def _all_train(self, run: str) -> None:
+        pause_s, redone = self._reports[run].pause_s, self._reports[run].steps_redone
+        self.pool = joined(self.pool, run)
+        self._docket.advance(run, "done", *UP, "shrink", pause_s=pause_s, steps_redone=redone)
+
+    def _conclude(self, run: str) -> None:
+        """A live run is as it should be, if it is."""
+        known, report = self.pool.run(run), self._reports[run]
+        if not known.leaving and not known.workers:
+            self._docket.advance(run, "done", *DOWN)
+        elif not known.leaving and report.training and report.places == known.workers:
+            self._all_train(run)
 
     def _confirm(self, run: str, now: float) -> None:
         """Count a run's workers as gone if they are."""
         report, held = self._reports[run], self._held.get(run)
         others = {name: places for name, places in self._held.items() if name != run}
-        of_same_job = sum(sum(others[name].values()) for name in others if self._reports[name].job == report.job)
+        if report.live:
+            self._confirm_live(run, now, others)
+            return
+        same_job = [name for name in others if self._reports[name].job == report.job and not self._reports[name].live]
+        of_same_job = sum(sum(others[name].values()) for name in same_job)
         if self._sight.workers.get(report.job, 0) > of_same_job:
             self._known.add(run)
             self._gone.pop(run, None)
@@ -189,6 +195,41 @@ class Books:
             if is_free_again(self.pool, held or {}, self._sight, others) or now - since > LAG_S:
                 del self._gone[run]
                 self._release(run)
+
+    def _confirm_live(self, run: str, now: float, others: dict[str, Places]) -> None:
+        report, there = self._reports[run], self._sight.known(run)
+        if not there and (run in self._over or now - self._heard[run] > LAPSE_S):
+            self._end(run)
+            return
+        held = self._held[run] = most(self._held.get(run, {}), there)
+        known = self._members[run] = most(self._members.get(run, {}), there)
+        expected = held if run in self._told else report.places
+        gone = departed(held, expected, there, known, self.pool.run(run).leaving)
+        if not gone:
+            self._gone.pop(run, None)
+            return
+        overdue = now - self._gone.setdefault(run, now) > LAG_S
+        for node, count in gone.items():
+            for some in range(count, 0, -1):
+                rest = {**held, node: held[node] - some}
+                if overdue or is_free_again(self.pool, {node: some}, self._sight, {**others, run: rest}):
+                    held = self._held[run] = {name: left for name, left in rest.items() if left}
+                    self._members[run] = {**self._members[run], node: there.get(node, 0)}
+                    self._lose(run, node, min(some, self.pool.run(run).workers.get(node, 0) - there.get(node, 0)))
+                    break
+        self._conclude(run)
+
+    def _lose(self, run: str, node: str, count: int) -> None:
+        """Some members of a live run are gone: those that were to leave, or such as died."""
+        unbidden = count > self.pool.run(run).leaving.get(node, 0)
+        self.pool = left(self.pool, run, node, max(0, count))  # none if their place was taken before it was known
+        rest = self.pool.run(run)
+        if 0 < rest.size < rest.min_workers:
+            self._with(replace(rest, leaving=rest.workers, joining={}))
+        if unbidden:
+            self._docket.advance(run, "aborted", *UP, outcome="a worker was lost")
+        if not rest.leaving:
+            self._docket.advance(run, "released", *DOWN)
 
     def _has_yielded(self, run: str) -> bool:
         """Whether a run of which Ray knows no process has ended its segment, and not merely begun it.
@@ -208,39 +249,36 @@ class Books:
             self.pool = left(self.pool, run, node, workers)
         waiting = self.pool.run(run)
         self._with(replace(waiting, joining=waiting.workers))
-        self._advance(run, "released", *DOWN)
-        self._advance(run, "done", "park", *(() if waiting.workers else DOWN))
+        self._docket.advance(run, "released", *DOWN)
+        self._docket.advance(run, "done", "park", *(() if waiting.workers else DOWN))
 
     def _end(self, run: str) -> None:
         self.pool = ended(self.pool, run)
-        self._advance(run, "aborted", *UP, *DOWN, outcome="the run is over")
-        self._over.discard(run)
-        self._known.discard(run)
-        for table in (self._reports, self._heard, self._held, self._gone, self._open):
+        self._docket.end(run)
+        for names in (self._over, self._known, self._told):
+            names.discard(run)
+        for table in (self._reports, self._heard, self._held, self._members, self._gone):
             table.pop(run, None)
 
     def _set_right(self, now: float) -> None:
         """Make the books fit what Ray says; promises that it overtook are over."""
         before = self.pool
-        jobs = {run: report.job for run, report in self._reports.items()}
-        unseen = [run for run in self._held if not self._sight.workers.get(jobs[run])]
+        firm = {run: places for run in self._held if (places := self._seen(run))}
         apps = tuple(app for app in before.apps if self._is_alive(app, now))
-        pool = reconciled(replace(before, apps=apps), self._new, self._sight, self._held, unseen)
+        pool = reconciled(replace(before, apps=apps), self._new, self._sight, self._held, firm)
         self.pool = replace(pool, demand=pool.demand.then(now, pool.wanted) if apps else pool.demand)
         self._new.clear()
         for run in (run for run in self.pool.runs if not run.workers):
-            self._advance(run.name, "aborted", *UP, "shrink", outcome="its place was taken")
-        had, has = ({app.name: app.replicas for app in side.apps} for side in (before, self.pool))
-        came = Counter({name: count - had.get(name, 0) for name, count in has.items() if count > had.get(name, 0)})
-        kept = {reservation.id for reservation in self.pool.reservations}
-        for reservation in (old for old in before.reservations if old.id not in kept):
-            entry = self._granted.pop(reservation.id)
-            if came[reservation.app] > 0:
-                came[reservation.app] -= 1
-                self._ledger.advance(entry.id, "granted")
-                self._ledger.advance(entry.id, "done")
-            else:
-                self._ledger.advance(entry.id, "aborted", outcome="its place was taken")
+            self._docket.advance(run.name, "aborted", *UP, "shrink", outcome="its place was taken")
+        self._docket.close_grants(before, self.pool)
+
+    def _seen(self, run: str) -> Places:
+        """Those of a run's workers that Ray sees live."""
+        held, report = self._held[run], self._reports[run]
+        if report.live:
+            living = self._sight.members.get(run, {})
+            return {node: min(count, living[node]) for node, count in held.items() if living.get(node)}
+        return held if self._sight.workers.get(report.job) else {}
 
     def _is_alive(self, app: App, now: float) -> bool:
         there = app.name in self._sight.replicas or app.name in self._sight.pending
@@ -248,33 +286,15 @@ class Books:
 
     def _promise(self, move: Move, now: float) -> None:
         if isinstance(move, Shrink | Park):
-            self._advance(move.run, "aborted", *UP, outcome="overtaken by a smaller size")
-        entry = self._ledger.promise(move)
-        self.pool = promise(self.pool, move, entry.id, now)
+            self._docket.advance(move.run, "aborted", *UP, outcome="overtaken by a smaller size")
+        self.pool = promise(self.pool, move, self._docket.enter(move).id, now)
         log.info("%s: %s", move.kind, move.why)
-        match move:
-            case Resize():
-                self._open.setdefault(move.run, []).append(entry)
-            case Grant():
-                self._granted[entry.id] = entry
-            case Withdraw():
-                self._granted.pop(move.reservation, None)
-                self._ledger.advance(move.reservation, "aborted", outcome="no longer asked for")
-                self._ledger.advance(entry.id, "done")
 
-    def _fits(self, run: Run) -> bool:
-        """Whether the places of a run that waits are free, as Ray sees it."""
-        free = self._sight.free
-        return all(free.get(node, 0.0) + EPSILON >= count * run.per_worker for node, count in run.staying.items())
+    def _fits(self, run: Run, held: Places) -> bool:
+        """Whether the places of a run's workers that don't exist yet are free, as Ray sees it."""
+        more = Counter(run.staying) - Counter(held)
+        return all(self._sight.free.get(node, 0.0) + EPSILON >= n * run.per_worker for node, n in more.items())
 
     def _with(self, run: Run) -> None:
         runs = tuple(run if other.name == run.name else other for other in self.pool.runs)
         self.pool = replace(self.pool, runs=runs)
-
-    def _advance(self, run: str, phase: Phase, *kinds: str, **costs: float | str) -> None:
-        """Take the run's open entries of these kinds to a phase, if they aren't past it."""
-        entries = self._open.get(run, [])
-        for index, entry in enumerate(entries):
-            if entry.kind in kinds and PHASES.index(entry.phase) < PHASES.index(phase):
-                entries[index] = self._ledger.advance(entry.id, phase, **costs)
-        self._open[run] = [entry for entry in entries if entry.phase not in FINAL]

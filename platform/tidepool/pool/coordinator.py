@@ -12,17 +12,18 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tidepool.errors import ClusterError, TidepoolError
+from tidepool.pool import live, segments
 from tidepool.pool.books import Books
 from tidepool.pool.ledger import Ledger
 from tidepool.pool.policy import PolicySpec
 from tidepool.pool.report import Report
-from tidepool.pool.segments import Supervisor, Training
 from tidepool.pool.sight import Places, Sight, look
-from tidepool.pool.state import App, Snapshot
+from tidepool.pool.state import LIVE, App, Snapshot
 from tidepool.settings import Settings
 from tidepool.spec import Spec
 
@@ -131,7 +132,7 @@ class Coordinator:
 
 
 class Desk:
-    """The coordinator as a run's supervisor calls it: `segments.Office`."""
+    """The coordinator as a run's supervisor calls it: `line.Office`."""
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
@@ -141,7 +142,7 @@ class Desk:
         self._handle.tell.remote(report)
 
     def poll(self, report: Report, seen: Places) -> Places:
-        """See `segments.Office`.
+        """See `line.Office`.
 
         Raises:
             ClusterError: the coordinator doesn't answer.
@@ -196,7 +197,7 @@ def running() -> Any | None:
         return None
 
 
-def sharing(spec: Spec) -> Callable[[str, str, Training], None] | None:
+def sharing(spec: Spec) -> Callable[[str, str, segments.Training | live.Training], None] | None:
     """How a run of `spec` takes part in the pool: called with its name, its accelerator and itself, it returns when the
     run is over. None if the run is of fixed size, or no coordinator is running.
     """
@@ -205,11 +206,14 @@ def sharing(spec: Spec) -> Callable[[str, str, Training], None] | None:
     if handle is None:
         return None
 
-    def share(run: str, accelerator: str, training: Training) -> None:
+    def share(run: str, accelerator: str, training: segments.Training | live.Training) -> None:
         import ray
 
         job, name = ray.get_runtime_context().get_job_id(), f"{spec.name}/{run}"
         report = Report(name, job, accelerator, least, most, since=time.time(), priority=spec.pool.priority)
-        Supervisor(report, training, Desk(handle)).train()
+        if isinstance(training, live.Training):
+            live.Supervisor(replace(report, live=True, costs=LIVE), training, Desk(handle)).train()
+        else:
+            segments.Supervisor(report, training, Desk(handle)).train()
 
     return share

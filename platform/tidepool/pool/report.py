@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tidepool.pool.state import SEGMENTS, Costs
+from tidepool.pool.state import SEGMENTS, Costs, Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +14,7 @@ class Report:
 
     run: str
     job: str
-    """The id that Ray gave its driver: its workers are known by that."""
+    """The id that Ray gave its driver: Ray Train's workers are known by that, live members by the run's name."""
     accelerator: str
     min_workers: int
     """0 says that the pool may park it."""
@@ -28,10 +28,27 @@ class Report:
     places: Mapping[str, int] = field(default_factory=dict)
     """Workers by node that are processes or were just told to start."""
     training: bool = False
-    """Whether they train, and don't only start up."""
+    """Whether all of them train, and none only starts up."""
+    live: bool = False
+    """Whether its workers come and go one by one; else all of them stop and start at each resize."""
     costs: Costs = SEGMENTS
     """As last measured."""
     pause_s: float = 0.0
     """For how long training stood still at its last resize."""
     steps_redone: int = 0
     """Steps that its last resize lost."""
+
+    def as_run(self) -> Run:
+        """The run, as far as its supervisor knows it."""
+        return Run(
+            self.run,
+            max(1, self.min_workers),
+            self.max_workers,
+            workers=self.places,
+            joining={} if self.training else self.places,
+            parkable=self.min_workers == 0,
+            per_worker=self.per_worker,
+            priority=self.priority,
+            since=self.since,
+            costs=self.costs,
+        )

@@ -16,6 +16,8 @@ REPLICA = "ServeReplica:"
 """How the class of a Serve replica's actor begins; application and deployment follow."""
 WORKER = "RayTrainWorker"
 """The class of Ray Train's workers."""
+MEMBER = "tidepool-member"
+"""How the name of a live run's member begins; the run, the node and what makes it unique follow, after colons."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,15 @@ class Sight:
     pending: Mapping[str, int] = field(default_factory=dict)
     """Replicas of each application that Serve has asked for and that don't live yet."""
     workers: Mapping[str, int] = field(default_factory=dict)
-    """Train workers, living or about to, of each driver, by its job's id."""
+    """Ray Train's workers, living or about to, of each driver, by its job's id."""
+    members: Mapping[str, Places] = field(default_factory=dict)
+    """Of each live run, living ones."""
+    hired: Mapping[str, Places] = field(default_factory=dict)
+    """Of each live run, those that don't live yet."""
+
+    def known(self, run: str) -> Places:
+        """Members of a live run, living or about to."""
+        return dict(Counter(self.members.get(run, {})) + Counter(self.hired.get(run, {})))
 
 
 def look(accelerator: str) -> Sight:
@@ -41,11 +51,13 @@ def look(accelerator: str) -> Sight:
     alive = [node for node in ray.nodes() if node["Alive"]]
     total = {node["NodeID"]: float(node["Resources"].get(accelerator, 0)) for node in alive}
     available = state.available_resources_per_node()
+    # In this order, so that one that comes to life in between is seen, and then not counted twice.
+    pending, living = (state.actors(actor_state_name=name) for name in ("PENDING_CREATION", "ALIVE"))
     return seen(
         {node: amount for node, amount in total.items() if amount},
         {node: float(available.get(node, {}).get(accelerator, 0)) for node, amount in total.items() if amount},
-        state.actors(actor_state_name="ALIVE").values(),
-        state.actors(actor_state_name="PENDING_CREATION").values(),
+        living.values(),
+        [actor for name, actor in pending.items() if name not in living],
     )
 
 
@@ -59,31 +71,60 @@ def seen(
     replicas: dict[str, Counter[str]] = defaultdict(Counter)
     waiting: Counter[str] = Counter()
     workers: Counter[str] = Counter()
+    members: dict[bool, dict[str, Counter[str]]] = {True: defaultdict(Counter), False: defaultdict(Counter)}
     for actors, living in ((alive, True), (pending, False)):
         for actor in actors:
-            kind, job = str(actor["ActorClassName"]), str(actor["JobID"])
-            if kind == WORKER:
+            kind, job, name = str(actor["ActorClassName"]), str(actor["JobID"]), str(actor["Name"])
+            if name.startswith(f"{MEMBER}:"):
+                _, run, node, _ = name.split(":")
+                members[living][run][node] += 1
+            elif kind == WORKER:
                 workers[job] += 1
             elif kind.startswith(REPLICA) and living:
                 replicas[_application(kind)][actor["Address"]["NodeID"]] += 1
             elif kind.startswith(REPLICA):
                 waiting[_application(kind)] += 1
-    return Sight(total, free, {app: dict(nodes) for app, nodes in replicas.items()}, dict(waiting), dict(workers))
+    there, coming = _plain(members[True]), _plain(members[False])
+    return Sight(total, free, _plain(replicas), dict(waiting), dict(workers), there, coming)
+
+
+def most(one: Places, other: Places) -> Places:
+    """On each node the larger number."""
+    return dict(Counter(one) | Counter(other))
+
+
+def exceeds(one: Places, other: Places) -> bool:
+    """Whether there are more on any node."""
+    return any(count > other.get(node, 0) for node, count in one.items())
+
+
+def departed(held: Places, expected: Places, there: Places, known: Places, leaving: Places) -> Places:
+    """How many of the members that a live run held are gone.
+
+    Those that its supervisor doesn't count (`expected`) and Ray doesn't know (`there`). Of those that were to leave,
+    such as Ray has known and knows no more: the first replica may stand in their place before the supervisor speaks.
+    """
+    gone = {}
+    for node, count in held.items():
+        here = there.get(node, 0)
+        unseen = min(known.get(node, 0) - here, leaving.get(node, 0))
+        if (some := max(count - max(here, expected.get(node, 0)), unseen)) > 0:
+            gone[node] = some
+    return gone
 
 
 def reconciled(
-    pool: Snapshot, new: Iterable[Run], sight: Sight, held: Mapping[str, Places], starting: Collection[str]
+    pool: Snapshot, new: Iterable[Run], sight: Sight, held: Mapping[str, Places], seen: Mapping[str, Places]
 ) -> Snapshot:
     """The pool, with `new` runs, set right by what Ray says: what is there counts more than what was promised.
 
     `held` names the workers of each run that are processes or have been told to start; the others, and reservations,
-    keep their room only if it is still there, older promises first. `starting` names runs whose processes Ray doesn't
-    know yet.
+    keep their room only if it is still there, older promises first. `seen` are those of them that Ray knows to live.
     """
     apps = tuple(_as_seen(app, sight) for app in pool.apps)
     runs = [_on(run, sight.total) for run in (*pool.runs, *new)]
     told = {name: _only(places, sight.total) for name, places in held.items()}
-    firm = {name: places for name, places in told.items() if name not in starting}
+    firm = {name: _only(places, sight.total) for name, places in seen.items()}
     nodes = tuple(_node(pool, name, sight, apps, runs, told, firm) for name in sight.total)
     room = {node.name: node.total - _held(node.name, apps, runs, firm) for node in nodes}
     kept: dict[str, Run] = {}
@@ -117,6 +158,10 @@ def is_free_again(pool: Snapshot, places: Places, sight: Sight, held: Mapping[st
         for node in pool.nodes
         if node.name in places and node.name in sight.total
     )
+
+
+def _plain(counts: Mapping[str, Counter[str]]) -> dict[str, Places]:
+    return {name: dict(counter) for name, counter in counts.items()}
 
 
 def _application(kind: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from tidepool import storage
 from tidepool.artifact import Artifact
 from tidepool.errors import CorruptionError, StorageError
+from tidepool.registry.entities import ModelVersion
 from tidepool.telemetry.progress import Progress, quiet
 
 
@@ -35,6 +36,18 @@ class Blobs:
             return self._verified(self.uri(digest)) == digest
         except StorageError:
             return False
+
+    def check(self, version: ModelVersion) -> None:
+        """Make sure that every byte of a registered version is right. A remote one is read for that.
+
+        Raises:
+            CorruptionError: a byte differs.
+            StorageError: nothing is there, or it can't be read.
+        """
+        seen = self._verified(version.uri)
+        if seen != version.digest:
+            what, remedy = f"{version.uri} is not the artifact that was registered", "register it again"
+            raise CorruptionError(what, seen=seen, allowed=version.digest, remedy=remedy)
 
     def put(self, artifact: Artifact, progress: Progress = quiet) -> str:
         """Copy the artifact in unless it is there; the URI of the checked copy.

@@ -88,9 +88,11 @@ class Registry:
 
         Raises:
             ModelNotFound: no such model or version.
+            CorruptionError: the version's bytes are damaged; nothing moved.
             RegistryError: not a name for an alias, or the database refuses; nothing moved.
         """
         check_alias(alias)
+        self._blobs.check(self.version(name, version))
         with self._database.moving(name) as aliases:
             chosen, current = aliases.model.version(version), aliases.model.aliases.get(alias)
             moves = self._moves(aliases.model, alias)
@@ -105,19 +107,26 @@ class Registry:
         Raises:
             NothingToRollBack: it named no other version before.
             ModelNotFound: no such model or alias.
+            CorruptionError: the earlier version's bytes are damaged; nothing moved.
             RegistryError: the database refuses; nothing moved.
         """
-        with self._database.moving(name) as aliases:
-            current = aliases.model.version(check_alias(alias))
-            moves = self._moves(aliases.model, alias)
-            previous = history.previous(moves, {version.version for version in aliases.model.versions})
-            if previous is None:
-                raise NothingToRollBack(
-                    f"{name}@{alias} named no other version before",
-                    seen=f"it names version {current.version}",
-                    remedy=f"promote another: tidepool promote {name} <version>",
-                )
-            aliases.write(alias, [*moves, Move(previous, self._clock(), rollback=True)])
+        checked = None
+        while True:  # twice, or once more for each move that others make meanwhile: bytes are read without the lock
+            with self._database.moving(name) as aliases:
+                current = aliases.model.version(check_alias(alias))
+                moves = self._moves(aliases.model, alias)
+                previous = history.previous(moves, {version.version for version in aliases.model.versions})
+                if previous is None:
+                    raise NothingToRollBack(
+                        f"{name}@{alias} named no other version before",
+                        seen=f"it names version {current.version}",
+                        remedy=f"promote another: tidepool promote {name} <version>",
+                    )
+                if previous == checked:
+                    aliases.write(alias, [*moves, Move(previous, self._clock(), rollback=True)])
+                    break
+            self._blobs.check(aliases.model.version(previous))
+            checked = previous
         return self.version(name, previous)
 
     def history(self, name: str, alias: str = CHAMPION) -> list[int]:

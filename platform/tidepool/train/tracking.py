@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 RECORD = "run.json"
 
-EFFORT = {"num_workers", "accelerator", "checkpoint_every_s", "max_failures"}
+EFFORT = {"num_workers", "accelerator", "resize", "checkpoint_every_s", "max_failures"}
 """Fields of `train` that say how a run is carried out. Its result is the same, so a change of them resumes it."""
 
 

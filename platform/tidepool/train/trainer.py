@@ -13,7 +13,6 @@ import functools
 import logging
 import os
 import time
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,14 +20,13 @@ from typing import TYPE_CHECKING, Any
 from tidepool import checkpoint
 from tidepool.checkpoint import Checkpoint
 from tidepool.cluster.resources import accelerator_resource, reachable_resources
-from tidepool.errors import ClusterError, SpecError, TidepoolError, TrainingError
-from tidepool.recipe import load_recipe
+from tidepool.errors import ClusterError, TrainingError
 from tidepool.spec import Spec
 from tidepool.telemetry.progress import Progress, quiet
 from tidepool.train import sampler, tracking
-from tidepool.train.board import News, asker, claimed, relayed, teller
-from tidepool.train.elastic import Segments, Share
-from tidepool.train.tracking import Run
+from tidepool.train.board import asker, claimed, relayed, teller
+from tidepool.train.elastic import Live, Segments, Share
+from tidepool.train.part import Part, failure
 
 if TYPE_CHECKING:
     import torch
@@ -38,9 +36,6 @@ if TYPE_CHECKING:
     from tidepool.train.strategies import Group
 
 log = logging.getLogger(__name__)
-
-KEPT = 2
-"""Checkpoints that a run keeps: the newest, and one more in case its bytes go bad."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +77,14 @@ def fit(
             note = f"resuming {note}, from step {start.step} of {total}"
             log.warning(note)
         progress("train", start.step if start else 0, total, note)
+        part = Part(spec, run, board)
         if share is None:
             with relayed(board, total, progress):
-                _train(spec, run, board, resource, 0, [None] * workers)
+                _train(part, resource, 0, [None] * workers)
+        elif spec.train.resize == "live":
+            share(run.run_id, resource, Live(part, resource, total, progress))
         else:
-            train = functools.partial(_train, spec, run, board, resource)
+            train = functools.partial(_train, part, resource)
             share(run.run_id, resource, Segments(train, board, run.checkpoints, total, progress))
         metrics = _metrics(board)
         final = checkpoint.latest(run.checkpoints)
@@ -106,8 +104,6 @@ def _workers(spec: Spec, elastic: bool) -> tuple[int, str]:
     least, most = spec.train.num_workers
     workers, reachable = max(1, least) if elastic else most, reachable_resources()
     resource = accelerator_resource(spec.train.accelerator, reachable)
-    if workers < 1:
-        raise SpecError("training needs a worker", seen=f"train.num_workers: {workers}", allowed="at least 1")
     if workers > reachable.get(resource, 0):
         raise ClusterError(
             f"the cluster can't hold {workers} train workers",
@@ -118,14 +114,14 @@ def _workers(spec: Spec, elastic: bool) -> tuple[int, str]:
     return workers, resource
 
 
-def _train(spec: Spec, run: Run, board: Any, resource: str, segment: int, nodes: Sequence[str | None]) -> None:
+def _train(part: Part, resource: str, segment: int, nodes: Sequence[str | None]) -> None:
     """Run the workers, one on each of the nodes (None: on any), to the end or until the segment is to end."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     trainer = TorchTrainer(
-        functools.partial(_work, spec, run, board, resource, segment),
+        functools.partial(_work, part, resource, segment),
         scaling_config=ScalingConfig(
             num_workers=len(nodes),
             use_gpu=resource == "GPU",
@@ -136,15 +132,15 @@ def _train(spec: Spec, run: Run, board: Any, resource: str, segment: int, nodes:
         torch_config=TorchConfig(backend="gloo"),
         run_config=RunConfig(
             name=f"attempt-{time.time_ns():x}",  # new to Ray, which would resume a name that it knows
-            storage_path=f"{run.uri}/ray",
-            failure_config=FailureConfig(max_failures=spec.train.max_failures),
+            storage_path=f"{part.run.uri}/ray",
+            failure_config=FailureConfig(max_failures=part.spec.train.max_failures),
         ),
     )
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        raise _outcome(spec, error, ray.get(board.failure.remote())) from error
-    if repeated := ray.get(board.repeated.remote()):
+        raise _outcome(part.spec, error, ray.get(part.board.failure.remote())) from error
+    if repeated := ray.get(part.board.repeated.remote()):
         raise repeated
 
 
@@ -156,7 +152,7 @@ def _metrics(board: Any) -> dict[str, float]:
     return {"loss": news.loss, "samples_per_s": news.samples_per_s}
 
 
-def _work(spec: Spec, run: Run, board: Any, resource: str, segment: int) -> None:
+def _work(part: Part, resource: str, segment: int) -> None:
     """What runs in every train worker."""
     import ray
 
@@ -164,17 +160,20 @@ def _work(spec: Spec, run: Run, board: Any, resource: str, segment: int) -> None
 
     group, device = _group_and_device(resource)
     # Rank 0's answer counts for all: had they different ones, some would wait for the others for ever.
-    repeated, noticed = ray.get([board.repeated.remote(), board.noticed.remote(segment)])
+    repeated, noticed = ray.get([part.board.repeated.remote(), part.board.noticed.remote(segment)])
     if from_first({"give up": repeated is not None or noticed}, group, device)["give up"]:
         return
     trainee = None
     try:
-        trainee = _trainee(spec, run, group, device)
-        _resume(trainee, group, run, board)
-        _go_through(trainee, spec, run, board, segment)
+        trainee = part.trainee(group, device)
+        if trainee.parallel.rank == 0:
+            part.restore(trainee)
+            part.board.began.remote(trainee.number)
+        trainee.synchronise(group)
+        _go_through(trainee, part, segment)
     except Exception as error:
         step, rank = trainee.number if trainee else 0, group.rank() if group else 0
-        ray.get(board.failed.remote(_failure(f"training of {spec.name} failed in worker {rank}, step {step}", error)))
+        ray.get(part.board.failed.remote(part.failure(rank, step, error)))
         raise
 
 
@@ -194,27 +193,7 @@ def _group_and_device(resource: str) -> tuple[Group | None, torch.device]:
     return dist.new_group(backend="nccl") if on_gpu else dist.group.WORLD, device
 
 
-def _trainee(spec: Spec, run: Run, group: Group | None, device: torch.device) -> Trainee:
-    from tidepool.data.preprocess import open_prepared
-    from tidepool.train.loop import Trainee
-
-    rows = open_prepared(run.data_uri).load("train")
-    return Trainee(load_recipe(spec.recipe, spec.params), spec.train, rows, group, device)
-
-
-def _resume(trainee: Trainee, group: Group | None, run: Run, board: Any) -> None:
-    """Rank 0 goes back to the last checkpoint, and the others to where rank 0 is."""
-    if trainee.parallel.rank == 0:
-        newest = checkpoint.latest(run.checkpoints)
-        if newest is not None:
-            state = checkpoint.load(newest.uri)
-            trainee.restore(state)
-            board.tell.remote(News(state.step, state.facts["loss"], 0.0))
-        board.began.remote(trainee.number)
-    trainee.synchronise(group)
-
-
-def _go_through(trainee: Trainee, spec: Spec, run: Run, board: Any, segment: int) -> None:
+def _go_through(trainee: Trainee, part: Part, segment: int) -> None:
     """The steps that are left, or those until the segment is to end; a checkpoint of rank 0's now and then and last."""
     import ray.train
 
@@ -222,33 +201,20 @@ def _go_through(trainee: Trainee, spec: Spec, run: Run, board: Any, segment: int
 
     def save(step: Step) -> None:
         if trainee.parallel.rank == 0:
-            checkpoint.save(run.checkpoints, trainee.state(run=run.digest, data=run.data_digest, loss=step.loss))
-            checkpoint.prune(run.checkpoints, KEPT)
+            part.save(trainee, step.loss)
         ray.train.report({"step": step.number, "loss": step.loss})
 
-    tell = teller(board, trainee.total_steps)
-    every_s = spec.train.checkpoint_every_s
-    loop.run(trainee, save=save, tell=tell, should_yield=asker(board, segment), checkpoint_every_s=every_s)
+    tell = teller(part.board, trainee.total_steps)
+    every_s = part.spec.train.checkpoint_every_s
+    loop.run(trainee, save=save, tell=tell, should_yield=asker(part.board, segment), checkpoint_every_s=every_s)
 
 
 def _outcome(spec: Spec, error: Exception, raised: TrainingError | None) -> TrainingError:
     """The cause that a person can act on, of what Ray Train says and what a worker raised itself."""
     what = f"training of {spec.name} failed"
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    died = [rank for rank, failure in failures.items() if type(failure).__module__.startswith("ray.")]
+    died = [rank for rank, raising in failures.items() if type(raising).__module__.startswith("ray.")]
     if died:  # whatever the others raised then, it was because of that
         remedy = "see the logs of the cluster for its end; then train again: the run goes on"
         return TrainingError(f"{what}: worker {died[0]} died", seen="killed, or out of memory", remedy=remedy)
-    return raised if failures and raised else _failure(what, getattr(error, "controller_failure", error))
-
-
-def _failure(what: str, error: Exception) -> TrainingError:
-    """`error` as a message of one line, with the place in the code if it is none of tidepool's own."""
-    remedy = "train again: the run goes on"
-    if isinstance(error, TidepoolError):
-        remedy = f"{error.remedy or 'correct it'}; then {remedy}"
-        return TrainingError(f"{what}: {error.what}", seen=error.seen, allowed=error.allowed, remedy=remedy)
-    text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
-    place = f", at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-    return TrainingError(what, seen=text + place, remedy=f"correct it; then {remedy}")
+    return raised if failures and raised else failure(what, getattr(error, "controller_failure", error))

@@ -1,0 +1,107 @@
+"""What verbs say and refuse when no cluster is there to help them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import httpx
+import pytest
+from typer.testing import CliRunner, Result
+
+from tidepool.cli.announce import announce
+from tidepool.cli.client import answer_in
+from tidepool.cli.cluster import ensure_up
+from tidepool.cli.main import app
+from tidepool.cluster.environment import ELSEWHERE
+from tidepool.cluster.ports import Ports
+from tidepool.errors import ClusterError, RequestError, SpecError
+from tidepool.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def shell(home: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A shell with an empty home, set to no cluster."""
+    for variable in ELSEWHERE:
+        monkeypatch.delenv(variable, raising=False)
+    return monkeypatch
+
+
+def types(*words: str) -> Result:
+    return CliRunner().invoke(app, words)
+
+
+def no_cluster() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def test_a_cluster_for_one_home_is_no_other_homes(shell: pytest.MonkeyPatch) -> None:
+    shell.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    shell.setenv("RAY_API_SERVER_ADDRESS", "http://10.0.0.1:8265")
+    with pytest.raises(ClusterError, match="a port each"):  # as far as it can come without starting Ray
+        ensure_up(Settings(), Ports(8000, 8000))
+    assert not {"RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"} & set(os.environ)
+
+
+def test_a_key_is_printed_and_its_revocation_reported_without_a_cluster() -> None:
+    assert types("keys", "create", "alice").stdout.startswith("tp_")
+    made = json.loads(types("keys", "create", "bob", "--json").stdout)
+    assert made["key"].startswith("tp_")
+    (_, bob) = json.loads(types("keys", "list", "--json").stdout)
+    assert json.loads(types("keys", "revoke", bob["id"], "--json").stdout) == {"id": bob["id"], "name": "bob"}
+
+
+def test_no_key_is_made_for_another_cluster(shell: pytest.MonkeyPatch, home: Path) -> None:
+    shell.setenv("RAY_ADDRESS", no_cluster())
+    for words in (["create", "bob"], ["list"], ["revoke", "x"]):
+        refused = types("keys", *words)
+        assert isinstance(refused.exception, ClusterError)
+        assert "ray exec cluster.yaml" in str(refused.exception)
+    assert not (home / "keys.json").exists()
+
+
+@pytest.mark.parametrize("days", ["-1", "0", "nan", "inf"])
+def test_no_key_is_made_that_would_never_be_good(days: str) -> None:
+    assert isinstance(types("keys", "create", "bob", "--days", days).exception, SpecError)
+
+
+def test_what_is_done_stands_though_no_cluster_could_be_told(
+    shell: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    announce("digits")
+    assert "no cluster of this home is running" in capsys.readouterr().err
+    shell.setenv("RAY_ADDRESS", no_cluster())
+    announce("digits")
+    assert "warning: that is done, but no cluster was told: the cluster doesn't answer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["deploy", "digits"], ["predict", "digits", "/dev/null"]])
+def test_verbs_for_the_local_cluster_refuse_to_be_sent_to_another(shell: pytest.MonkeyPatch, words: list[str]) -> None:
+    shell.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(ClusterError, match=r"local cluster.*RAY_ADDRESS 10\.0\.0\.1:6379.*unset it"):
+        raise types(*words).exception or AssertionError
+
+
+def test_an_answer_that_is_no_json_is_reported_in_its_own_words() -> None:
+    html = "<html><body><h1>503 Service Unavailable</h1>\nNo server is available.\n</body></html>"
+    with pytest.raises(RequestError, match=r"status 503: .*503 Service Unavailable.* No server is available"):
+        answer_in(httpx.Response(503, text=html))
+    with pytest.raises(RequestError, match="status 502: Bad Gateway"):
+        answer_in(httpx.Response(502))
+    with pytest.raises(RequestError, match="status 404: no such model"):
+        answer_in(httpx.Response(404, json={"error": "no such model"}))
+    assert answer_in(httpx.Response(200, json={"outputs": []})) == {"outputs": []}
+
+
+def test_verbs_that_report_take_json() -> None:
+    assert json.loads(types("down", "--json").stdout) == {"ended": 0}
+    file = Path(__file__).parents[2] / "cluster.yaml"
+    validated = json.loads(types("cluster", "validate", str(file), "--json").stdout)
+    assert validated["file"] == str(file)
+    assert validated["to_fill_in"]
+    for verb in ("run", "preprocess", "train", "evaluate", "export", "promote", "rollback", "deploy", "undeploy"):
+        assert "--json" in types(verb, "--help").stdout

@@ -1,0 +1,67 @@
+"""A job as the command line follows it: its log, its result, and a cluster that goes away."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tidepool.checkpoint import Checkpoint
+from tidepool.cli.follow import SubmittedJob, follow
+from tidepool.cli.job import as_document
+from tidepool.errors import ClusterError, JobError
+
+
+class Client:
+    """Stands for Ray's: a log in chunks, then an end."""
+
+    def __init__(self, *chunks: str, status: str = "SUCCEEDED", failure: Exception | None = None) -> None:
+        self._chunks, self._status, self._failure = chunks, status, failure
+
+    async def tail_job_logs(self, id: str) -> AsyncIterator[str]:
+        for chunk in self._chunks:
+            yield chunk
+        if self._failure:
+            raise self._failure
+
+    def get_job_info(self, id: str) -> Any:
+        return SimpleNamespace(status=self._status, message="it said nothing", driver_exit_code=4)
+
+
+def job(*chunks: str, **end: Any) -> SubmittedJob:
+    return SubmittedJob(Client(*chunks, **end), "raysubmit_1")  # type: ignore[arg-type]
+
+
+def test_the_result_is_what_the_job_printed_last(capsys: pytest.CaptureFixture[str]) -> None:
+    followed = job('result: one word of many\nhello\nresult: {"accu', 'racy": 0.5}\n')
+    assert follow(followed) == {"accuracy": 0.5}
+    assert capsys.readouterr().out.strip() == "hello"
+
+
+def test_with_json_nothing_but_the_result_is_left_for_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    assert follow(job("hello\nresult: {}\n"), json=True) == {}
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "hello" in shown.err
+
+
+def test_a_job_that_fails_says_its_last_error_and_has_its_exit_code() -> None:
+    with pytest.raises(JobError, match="no such file") as caught:
+        follow(job("error: no such file\n", status="FAILED"))
+    assert getattr(caught.value, "exit_code", None) == 4
+    with pytest.raises(JobError, match="it said nothing"):
+        follow(job(status="STOPPED"))
+
+
+@pytest.mark.parametrize("failure", [aiohttp.ClientError("gone"), ConnectionError("gone"), RuntimeError("gone")])
+def test_a_cluster_that_goes_away_is_one_message(failure: Exception) -> None:
+    with pytest.raises(ClusterError, match=r"raysubmit_1 may go on.*gone.*ray job logs --follow raysubmit_1"):
+        follow(job("hello\n", failure=failure))
+
+
+def test_what_a_step_returns_becomes_a_document() -> None:
+    assert as_document({"accuracy": 0.5}) == {"accuracy": 0.5}
+    assert as_document(Checkpoint("/x", 3, "d")) == {"uri": "/x", "step": 3, "digest": "d"}

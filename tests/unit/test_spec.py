@@ -1,0 +1,36 @@
+"""What a spec.yaml may say, and what is said of one that may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tidepool.errors import SpecError
+from tidepool.spec import load_spec
+
+DIGITS = Path(__file__).parents[2] / "deployments" / "digits" / "spec.yaml"
+
+
+@pytest.mark.parametrize("field", ["serve.num_replicas", "train.num_workers"])
+@pytest.mark.parametrize("bounds", ["0", "[0, 0]", "[2, 1]", "[-1, 1]"])
+def test_bounds_that_nothing_can_keep_are_refused(field: str, bounds: str) -> None:
+    with pytest.raises(SpecError, match=rf"{field}.*Seen: .*Allowed: needs 0 <= min <= max, and a max of at least 1"):
+        load_spec(DIGITS, [f"{field}={bounds}"])
+
+
+@pytest.mark.parametrize("field", ["serve.num_replicas", "train.num_workers"])
+def test_a_model_may_rest_with_no_replica_and_no_worker(field: str) -> None:
+    section, name = field.split(".")
+    assert getattr(getattr(load_spec(DIGITS, [f"{field}=[0, 2]"]), section), name) == (0, 2)
+
+
+def test_a_path_through_a_file_is_no_spec() -> None:
+    with pytest.raises(SpecError, match="no such spec file"):
+        load_spec(DIGITS / "spec.yaml")
+
+
+def test_a_spec_that_can_not_be_read_says_why(tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").symlink_to("spec.yaml")  # as good as one without permission, for root too
+    with pytest.raises(SpecError, match=r"spec\.yaml can't be read"):
+        load_spec(tmp_path / "spec.yaml")
