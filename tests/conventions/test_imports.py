@@ -20,7 +20,7 @@ LAYERS = (
     {"data", "recipes", "evaluate", "cluster"},
     {"train", "export", "registry"},
     {"serve"},
-    {"pipeline", "conformance", "console", "replay", "cli"},
+    {"pipeline", "conformance", "replay", "cli"},
     {"jobs", "deployments"},
 )
 """Each may import what is in its own layer and below, but for `STRANGERS`."""
