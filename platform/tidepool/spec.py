@@ -144,6 +144,7 @@ class ServeSpec(Section):
     auth: Literal["api_key", "none"] = Field("api_key", description="How callers prove who they are.")
     max_ongoing_requests: int = Field(64, ge=1, description="Requests that a replica handles at once.")
     max_queued_requests: int = Field(512, ge=-1, description="Requests that may wait; -1 for no bound.")
+    cache_mb: float = Field(0.0, ge=0, description="Answers that a replica keeps, in megabytes; 0 for none.")
     max_body_mb: float = Field(64.0, gt=0, description="Largest request body, in megabytes.")
 
 

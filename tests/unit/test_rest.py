@@ -14,6 +14,7 @@ import orjson
 import pytest
 
 from tidepool.artifact import open_artifact
+from tidepool.serve import codecs
 from tidepool.serve.auth import Key, Keyring, digest
 from tidepool.serve.dataplane import Dataplane, Lineup, load_version
 from tidepool.serve.rest import ModelApp
@@ -256,3 +257,19 @@ def test_statistics_count_what_each_version_did(send: Send) -> None:
     assert stats["1"]["inference_stats"]["fail"]["count"] == 1
     assert [entry["version"] for entry in send("GET", "/versions/2/stats").json()["model_stats"]] == ["2"]
     assert send("GET", "/stats", key=None).status_code == 401
+
+
+def test_an_answer_that_is_kept_is_the_same_and_costs_no_run(make_artifact: Callable[..., Path]) -> None:
+    plane = Dataplane("digits", cache_bytes=1_000_000)
+    plane.flip(Lineup("1", {"1": load_version("1", open_artifact(str(make_artifact(1))))}))
+    runs = plane.choose(None).batcher.costs.runs
+    request = codecs.decode(infer_body())
+
+    async def twice() -> list[Any]:
+        return [(await plane.infer(request)).outputs["probabilities"].tolist() for _ in range(2)]
+
+    first, second = asyncio.run(twice())
+    assert first == second
+    assert plane.choose(None).batcher.costs.runs == runs + 1
+    assert plane.statistics()["cache"]["hits"] == 1
+    assert plane.statistics()["model_stats"][0]["inference_count"] == 2

@@ -15,6 +15,7 @@ import os
 import secrets
 import socket
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,8 @@ from tidepool.cluster.ports import Block, Ports, claim, holder, is_free
 from tidepool.errors import ClusterError, NoCluster
 from tidepool.settings import Settings
 
+FREE_S = 5.0
+"""The system takes back the ports of processes that have ended within so long."""
 LOOPBACK = "[::ffff:127.0.0.1]" if sys.platform.startswith("linux") else "127.0.0.1"
 """127.0.0.1, written so that Ray's clients leave it alone: they turn 127.0.0.1 and localhost into the machine's
 outside address, where nothing listens."""
@@ -222,7 +225,11 @@ def _clear(settings: Settings) -> int:
     with contextlib.suppress(OSError):
         if environment.address_file().read_text() == address:
             environment.address_file().unlink()
-    if ended and (taken := [port for port in ports if not is_free(port)]):
+    until = time.monotonic() + FREE_S
+    while ended and (taken := [port for port in ports if not is_free(port)]):
+        if time.monotonic() < until:
+            time.sleep(0.1)
+            continue
         seen = ", ".join(f"{port} by {holder(port)}" for port in taken)
         raise ClusterError("ports are still in use", seen=seen, remedy="end those processes")
     return ended

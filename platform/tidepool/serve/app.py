@@ -43,7 +43,7 @@ class Model:
 
     async def __init__(self, name: str, serve_spec: dict[str, Any]) -> None:  # type: ignore[misc]
         spec = ServeSpec(**serve_spec)
-        self._dataplane = Dataplane(name)
+        self._dataplane = Dataplane(name, int(spec.cache_mb * 1e6))
         self._keyring = Keyring() if spec.auth == "api_key" else None
         self._max_body_bytes = int(spec.max_body_mb * 1e6)
         self._slo_s = spec.slo_p99_ms / 1e3

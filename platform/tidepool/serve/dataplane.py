@@ -10,7 +10,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tidepool.artifact import Artifact, answer
@@ -18,6 +18,7 @@ from tidepool.errors import NotReady, UnknownModel
 from tidepool.recipe import Signature
 from tidepool.serve import protocol
 from tidepool.serve.batching import MAX_WAITING, Batcher
+from tidepool.serve.cache import Cache, cache_key
 from tidepool.serve.costs import calibrate
 from tidepool.serve.engine import OnnxEngine
 from tidepool.serve.protocol import InferRequest, InferResponse, Tensors
@@ -66,9 +67,11 @@ class Lineup:
 class Dataplane:
     """Answers requests for one model."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, cache_bytes: int = 0) -> None:
+        """`cache_bytes`: how much of its answers is kept; 0 for none."""
         self.model = model
         self._lineup: Lineup | None = None
+        self._cache = Cache(cache_bytes) if cache_bytes else None
 
     def flip(self, lineup: Lineup) -> None:
         """Answer with `lineup` from the next request on."""
@@ -128,13 +131,16 @@ class Dataplane:
             binary=binary,
         )
 
-    @staticmethod
-    async def _outputs(chosen: LoadedVersion, request: InferRequest, rows: int, key: str) -> Tensors:
-        if not request.parameters:
-            return await chosen.batcher.run(request.inputs, rows, key=key)
-        priority, timeout_s = protocol.urgency(request.parameters)
-        deadline = time.monotonic() + timeout_s if timeout_s else math.inf
-        return await chosen.batcher.run(request.inputs, rows, deadline, priority, key)
+    async def _outputs(self, chosen: LoadedVersion, request: InferRequest, rows: int, key: str) -> Tensors:
+        priority, deadline = 0, math.inf
+        if request.parameters:
+            priority, timeout_s = protocol.urgency(request.parameters)
+            deadline = time.monotonic() + timeout_s if timeout_s else math.inf
+        if self._cache is None:
+            return await chosen.batcher.run(request.inputs, rows, deadline, priority, key)
+        compute = functools.partial(chosen.batcher.run, request.inputs, rows, deadline, priority, key)
+        same = cache_key(self.model, chosen.digest, request.inputs, request.parameters)
+        return await self._cache.get(same, compute)
 
     @property
     def is_busy(self) -> bool:
@@ -166,7 +172,7 @@ class Dataplane:
         """What the versions in memory, or one of them, have done in this replica."""
         chosen = [self.choose(version)] if version else self.lineup.versions.values()
         stats = [one.counts.to_json(self.model, one.version, one.batcher.costs.runs) for one in chosen]
-        return {"model_stats": stats}
+        return {"model_stats": stats, **({"cache": asdict(self._cache.statistics)} if self._cache else {})}
 
     def ready(self, version: str | None = None) -> bool:
         """Whether requests for this version would be answered."""
