@@ -27,6 +27,9 @@ class Client:
         if self._failure:
             raise self._failure
 
+    def get_address(self) -> str:
+        return "http://127.0.0.1:8265"
+
     def get_job_info(self, id: str) -> Any:
         return SimpleNamespace(status=self._status, message="it said nothing", driver_exit_code=4)
 

@@ -64,3 +64,8 @@ def test_text_is_counted_however_it_is_stored(kind: pa.DataType) -> None:
 @pytest.mark.parametrize("lines", [[], [""], [" \t "]])
 def test_text_without_words_has_no_counts(lines: list[str]) -> None:
     assert counted(lines) == {}
+
+
+def test_white_space_at_the_very_end_is_never_part_of_a_word() -> None:
+    lines = ["aaaaa", "aaaaaaaa", *["aaaaaaaaa"] * 4, "aaaaaa", "aaaaaaaa "]
+    assert [counted(lines) for _ in range(300)] == [dict(expected(lines))] * 300

@@ -57,6 +57,8 @@ def up(
     with Console(stderr=True).status("starting Ray and its HTTP front end"):
         ports = Ports(http_port, dashboard_port, grpc_port)
         cluster, fresh = ensure_up(settings, ports, num_cpus, num_gpus, amounts)
+    if not fresh and (num_cpus is not None or num_gpus is not None or amounts):
+        print("it runs already, as it was started: `tidepool down` first, to start it otherwise", file=sys.stderr)
     if as_document:
         as_json({**dataclasses.asdict(cluster), "started": fresh})
         return

@@ -95,11 +95,9 @@ def follow(job: SubmittedJob, json: bool = False) -> Any:
             ) from error
     if details.status == "SUCCEEDED":
         return log.result
-    failure = JobFailed(
-        f"job {job.id} ended as {details.status}",
-        seen=log.error or details.message or "no message",
-        remedy=f"see the whole log: ray job logs {job.id}",
-    )
+    cause = log.error or details.message or "no message"
+    elsewhere = f" --address {job.client.get_address()}"
+    failure = JobFailed(f"{cause} Job {job.id} ended as {details.status}; its log: ray job logs {job.id}{elsewhere}")
     failure.exit_code = details.driver_exit_code
     raise failure
 

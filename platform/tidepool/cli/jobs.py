@@ -11,7 +11,7 @@ import typer
 from tidepool.cli.output import JSON, as_json
 
 SPEC = typer.Argument(Path("deployments/digits/spec.yaml"), help="The model's spec.yaml.")
-SET = typer.Option([], "--set", help="Override a field of the spec, e.g. --set train.epochs=5.")
+SET = typer.Option([], "--set", help="Override a field of the spec, e.g. --set train.epochs=30.")
 
 STEPS = {
     "run": "Preprocess, train, evaluate, export and register, as one Ray job.",
