@@ -41,8 +41,8 @@ def count_words(lines: pa.Table) -> pa.Table:
 def _split(text: pa.StringArray) -> pa.StringArray:
     """The words of all lines, in order.
 
-    Arrow's kernel looks past the end of its buffer for white space, and now and then keeps that of the last line as part
-    of a word (pyarrow 26). So the last line isn't left to it.
+    Arrow's kernel looks past the end of its buffer for white space, and now and then keeps that of the last line as
+    part of a word (pyarrow 26). So the last line isn't left to it.
     """
     most, last = text[:-1], text[-1:].to_pylist()
     of_last = pa.array([word for line in last for word in (line or "").split()], pa.string())
