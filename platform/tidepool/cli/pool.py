@@ -12,6 +12,7 @@ from tidepool.cli import comparing
 from tidepool.cli.output import as_json, table, when
 
 if TYPE_CHECKING:
+    from tidepool.pool.ledger import Entry
     from tidepool.pool.state import Snapshot
 
 WIDTH = 40
@@ -72,14 +73,21 @@ def ledger(
             entry.run or entry.app or "",
             "" if entry.to is None else f"{entry.was} -> {entry.to}",
             entry.phase,
-            "" if entry.release_s is None else f"{entry.release_s:.2f} s",
-            f"{entry.pause_s:.2f} s" if entry.pause_s else "",
-            entry.steps_redone or "",
+            _cost(entry),
             entry.outcome or entry.why,
         ]
         for entry in entries
     ]
-    table(["at", "move", "who", "workers", "is", "released in", "pause", "redone", "why"], rows, title="moves")
+    table(["at", "move", "who", "workers", "is", "cost", "why"], rows, title="moves")
+
+
+def _cost(entry: Entry) -> str:
+    parts = [
+        f"released in {entry.release_s:.2f} s" if entry.release_s is not None else "",
+        f"pause {entry.pause_s:.2f} s" if entry.pause_s else "",
+        f"{entry.steps_redone} steps redone" if entry.steps_redone else "",
+    ]
+    return ", ".join(filter(None, parts))
 
 
 def bars(pool: Snapshot) -> Iterator[str]:
