@@ -28,7 +28,7 @@ class Client:
             raise self._failure
 
     def get_address(self) -> str:
-        return "http://127.0.0.1:8265"
+        return "http://dashboard"
 
     def get_job_info(self, id: str) -> Any:
         return SimpleNamespace(status=self._status, message="it said nothing", driver_exit_code=4)
