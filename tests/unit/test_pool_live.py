@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from tidepool.errors import ClusterError, TrainingError
+from desks import Desk
+from tidepool.errors import TrainingError
 from tidepool.pool import live, sight
 from tidepool.pool.live import Changed, Supervisor
 from tidepool.pool.report import Report
@@ -48,45 +49,6 @@ class Crew:
             self.news.notify_all()
 
 
-class Desk:
-    """A coordinator that says what the test says, and writes down what it hears."""
-
-    def __init__(self) -> None:
-        self.wanted: Mapping[str, int] = {}
-        self.reports: list[Report] = []
-        self.left: list[str] = []
-        self.broken = False
-        self.news = threading.Condition()
-
-    def want(self, **places: int) -> None:
-        with self.news:
-            self.wanted = places
-            self.news.notify_all()
-
-    def tell(self, report: Report) -> None:
-        with self.news:
-            self.reports.append(report)
-            self.news.notify_all()
-
-    def poll(self, report: Report, seen: Mapping[str, int]) -> Mapping[str, int]:
-        with self.news:
-            self.news.wait_for(lambda: self.wanted != seen, timeout=0.05)
-            if self.broken:
-                raise ClusterError("nobody there")
-            return self.wanted
-
-    def leave(self, run: str) -> None:
-        self.left.append(run)
-
-    def hears(self, places: Mapping[str, int], training: bool = True) -> Report:
-        def heard() -> bool:
-            return bool(self.reports) and (self.reports[-1].places, self.reports[-1].training) == (places, training)
-
-        with self.news:
-            assert self.news.wait_for(heard, timeout=30), self.reports
-            return self.reports[-1]
-
-
 @pytest.fixture
 def desk() -> Desk:
     return Desk()
@@ -108,12 +70,12 @@ def test_a_live_run_is_where_the_coordinator_says_and_reports_what_it_cost(crew:
     thread = supervised(crew, desk)
     for places in ({"a": 4}, {"a": 2}, {"a": 2, "b": 1}):
         desk.want(**places)
-        report = desk.hears(places)
+        report = desk.hears_of(places)
     assert report.costs.grow_pause_s == report.pause_s == 0.25
     assert 0 < report.costs.release_s < 30
     assert report.costs.release_s != LIVE.release_s
     desk.want()
-    desk.hears({}, training=False)
+    desk.hears_of({}, training=False)
     crew.end()
     thread.join(10)
     assert desk.left == ["run"]
@@ -123,7 +85,7 @@ def test_a_live_run_is_where_the_coordinator_says_and_reports_what_it_cost(crew:
 def test_a_live_run_stays_as_it_is_while_nobody_answers(crew: Crew, desk: Desk) -> None:
     thread = supervised(crew, desk)
     desk.want(a=4)
-    desk.hears({"a": 4})
+    desk.hears_of({"a": 4})
     desk.broken = True
     desk.want()
     crew.end()

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from tidepool.errors import ClusterError, TrainingError
+from desks import Desk
+from tidepool.errors import TrainingError
 from tidepool.pool.report import Report
 from tidepool.pool.segments import Supervisor
 
@@ -47,42 +48,6 @@ class Counting:
         with self.wake:
             self.noticed.add(number)
             self.wake.notify_all()
-
-
-class Desk:
-    """A coordinator that says what the test says, and writes down what it hears."""
-
-    def __init__(self) -> None:
-        self.wanted: Mapping[str, int] = {}
-        self.reports: list[Report] = []
-        self.left: list[str] = []
-        self.broken = False
-        self.news = threading.Condition()
-
-    def want(self, **places: int) -> None:
-        with self.news:
-            self.wanted = places
-            self.news.notify_all()
-
-    def tell(self, report: Report) -> None:
-        with self.news:
-            self.reports.append(report)
-            self.news.notify_all()
-
-    def poll(self, report: Report, seen: Mapping[str, int]) -> Mapping[str, int]:
-        with self.news:
-            if self.broken:
-                raise ClusterError("nobody there")
-            self.news.wait_for(lambda: self.wanted != seen, timeout=0.05)
-            return self.wanted
-
-    def leave(self, run: str) -> None:
-        self.left.append(run)
-
-    def hears(self, what: Callable[[Report], bool]) -> Report:
-        with self.news:
-            assert self.news.wait_for(lambda: bool(self.reports) and what(self.reports[-1]), timeout=10)
-            return self.reports[-1]
 
 
 @pytest.fixture
