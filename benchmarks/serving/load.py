@@ -33,6 +33,12 @@ RECEIVED_AT_ONCE = 1 << 18
 clock = time.perf_counter
 
 
+def percentile(values: list[float], share: float) -> float:
+    """What `share` of the values stay below; not a number if there are none."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
+
+
 @dataclass
 class Result:
     """What one measurement saw."""
@@ -40,12 +46,17 @@ class Result:
     seconds: float
     latencies: list[float] = field(default_factory=list)
     """In the order of the answers."""
-    refused: int = 0
-    """Answers that said the server has too much to do: 429 and 503."""
+    refusals: list[float] = field(default_factory=list)
+    """Latencies of answers that said the server has too much to do: 429 and 503."""
     errors: int = 0
     """Any other status than 200, broken connections, and requests never answered."""
     cpu_s: float = 0.0
     """Processor time of the generator."""
+
+    @property
+    def refused(self) -> int:
+        """Requests that were refused."""
+        return len(self.refusals)
 
     @property
     def rate(self) -> float:
@@ -54,8 +65,7 @@ class Result:
 
     def percentile(self, share: float) -> float:
         """Latency that `share` of the answers stayed below, in seconds."""
-        ordered = sorted(self.latencies)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
+        return percentile(self.latencies, share)
 
     @property
     def cpu_us(self) -> float:
@@ -173,7 +183,7 @@ class _Wire:
             self._length, self._tail = len(answer), answer[-16:]
             self.result.latencies.append(clock() - connection.due)
         elif status in REFUSALS:
-            self.result.refused += 1
+            self.result.refusals.append(clock() - connection.due)
         else:
             self.result.errors += 1
         self.follow(connection)

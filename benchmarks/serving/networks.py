@@ -1,4 +1,4 @@
-"""The three networks that every contestant serves, as ONNX with random weights, the same ones every time."""
+"""The three networks that every contestant serves, as ONNX with random weights, the same ones for the same seed."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def softmax(logits: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
     return {"digit": logits.argmax(axis=1), "probabilities": exponentials / exponentials.sum(axis=1, keepdims=True)}
 
 
-def mlp(path: Path) -> None:
+def mlp(path: Path, seed: int = 0) -> None:
     """784 floats, one hidden layer of 128, logits of ten classes."""
-    graph = _Graph()
+    graph = _Graph(seed)
     hidden = graph.add("Relu", graph.linear("Gemm", "image", FEATURES, HIDDEN))
     graph.linear("Gemm", hidden, HIDDEN, CLASSES, output="logits")
     graph.write(path, ("image", np.float32, [FEATURES]), ("logits", [CLASSES]))
@@ -73,11 +73,11 @@ def _attention(graph: _Graph, state: str) -> str:
 class _Graph:
     """An ONNX graph that grows node by node; tensors go by the names that `add` gives back."""
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int = 0) -> None:
         from onnx import helper, numpy_helper
 
         self._helper, self._numpy_helper = helper, numpy_helper
-        self._rng = np.random.default_rng(0)
+        self._rng = np.random.default_rng(seed)
         self._nodes: list[Any] = []
         self._tensors: list[Any] = []
 

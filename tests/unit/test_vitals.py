@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from tidepool.serve.vitals import Vitals
+from tidepool.serve.vitals import Vitals, wanted_s
 
 
 class Times:
@@ -33,3 +35,10 @@ def test_no_replica_is_more_than_busy() -> None:
 def test_two_samples_at_once_do_no_harm() -> None:
     vitals = Vitals(0.1, lambda: 1.0, lambda: 1.0)
     assert vitals.sample(0.0, 0.0) == {"busy": 0.0, "late": 0.0}
+
+
+def test_a_thread_that_works_wants_a_processor() -> None:
+    began, before = time.monotonic(), wanted_s()
+    while time.monotonic() - began < 0.05:
+        pass
+    assert 0.02 < wanted_s() - before <= time.monotonic() - began + 0.02

@@ -1,0 +1,117 @@
+"""Scaling, and more requests than can be answered: `python benchmarks/serving/surges.py`.
+
+A replica counts as answering when HAProxy holds some connections to it open.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import httpx
+from load import closed_loop, open_loop, percentile
+from servers import Server
+from tidepool_server import NAME, Cluster, cluster, tidepool
+from witnesses import Witnesses
+from workloads import WORKLOADS
+
+STEP_CONNECTIONS = 64
+STEP_S = 20.0
+CONNECTIONS, PAUSE_S = 8, 0.01
+SLEEPER = "sleeper"
+WORKLOAD = WORKLOADS["a"]
+SLO_S = 0.1
+
+
+def main() -> None:
+    """Print what was seen."""
+    parser = argparse.ArgumentParser(prog="benchmarks/serving/surges.py", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=30.0, help="of twice the capacity")
+    options = parser.parse_args()
+    with cluster() as running:
+        scaling(running)
+        from_zero(running)
+        overload(running, options.seconds)
+
+
+def scaling(running: Cluster) -> None:
+    """One replica, a step of load, four, the end of the load, one; checked by witnesses all the while."""
+    expected = running.register(WORKLOAD, num_replicas=[1, 4], num_cpus=0.2)
+    server = deploy(running, NAME)
+    server.await_answer(expected)
+    with Witnesses(server, {"1": expected}, CONNECTIONS, PAUSE_S) as witnesses:
+        with load_on(server):
+            began = time.perf_counter()
+            for count in (2, 4):
+                running.await_replicas(NAME, lambda seen, count=count: sum(map(running.is_asked, seen)) >= count)
+                print(f"{count} replicas answer {time.perf_counter() - began:.1f} s after the step", flush=True)
+        began = time.perf_counter()
+        running.await_replicas(NAME, lambda seen: len(seen) == 1)
+        print(f"1 replica {time.perf_counter() - began:.1f} s after the load")
+    print(f"{witnesses.answers} answers checked meanwhile, {len(witnesses.failures)} failed {witnesses.failures[:3]}")
+    tidepool("undeploy", NAME)
+
+
+def from_zero(running: Cluster) -> None:
+    """The first request to a model without replicas."""
+    running.register(WORKLOAD, SLEEPER, num_replicas=[0, 1], num_cpus=0.2)
+    server = deploy(running, SLEEPER)
+    running.await_replicas(SLEEPER, lambda seen: not seen)
+    began = time.perf_counter()
+    url = f"http://127.0.0.1:{server.port}{server.path}"
+    answer = httpx.post(url, content=server.message.body, headers=dict(server.message.headers), timeout=60)
+    print(f"from no replica: {answer.status_code} after {time.perf_counter() - began:.1f} s", flush=True)
+    tidepool("undeploy", SLEEPER)
+
+
+def overload(running: Cluster, seconds: float) -> None:
+    """Twice the capacity of one replica."""
+    running.register(WORKLOAD, num_replicas=1, num_cpus=1, max_ongoing_requests=64, max_queued_requests=64)
+    running.registry.promote(NAME, 2)
+    server = deploy(running, NAME)
+    closed_loop(server.address, server.request, 16, 2)
+    capacity = closed_loop(server.address, server.request, 64, 5).rate
+    before = server.memory_mb()
+    flood = open_loop(server.address, server.request, 2 * capacity, seconds)
+    good = sum(latency <= SLO_S for latency in flood.latencies) / flood.seconds
+    print(f"capacity {capacity:.0f}/s; at twice that {good:.0f}/s within {SLO_S * 1e3:.0f} ms ({good / capacity:.0%}),")
+    refused_ms = percentile(flood.refusals, 0.99) * 1e3
+    print(f"{flood.refused} refused (p99 {refused_ms:.0f} ms), {flood.errors} errors,")
+    print(f"memory {before:.0f} MB before and {server.memory_mb():.0f} MB after")
+    for _ in range(4):
+        after = open_loop(server.address, server.request, capacity / 4, 0.5)
+        print(f"afterwards, half a second each: p99 {after.percentile(0.99) * 1e3:.1f} ms, {after.refused} refused")
+
+
+def deploy(running: Cluster, name: str) -> Server:
+    """Put the first version of a model into service, if it has no champion yet."""
+    versions = running.registry.models()
+    champion = next(model for model in versions if model.name == name).aliases.get("champion")
+    if champion is None:
+        running.registry.promote(name, 1)
+    tidepool("deploy", name)
+    return running.server(WORKLOAD, name)
+
+
+@contextmanager
+def load_on(server: Server) -> Iterator[None]:
+    """Many connections that ask without a pause, from a process of their own."""
+    arguments = (server.address, server.request, STEP_CONNECTIONS, STEP_S)
+    process = multiprocessing.get_context("fork").Process(target=closed_loop, args=arguments)
+    process.start()
+    try:
+        yield
+    finally:
+        process.kill()
+        process.join()
+
+
+if __name__ == "__main__":
+    main()
