@@ -61,6 +61,11 @@ class Settings(BaseSettings):
         return self.root / "keys.json"
 
     @property
+    def quotas_file(self) -> Path:
+        """What each API key has asked today."""
+        return self.root / "quotas.json"
+
+    @property
     def cli_key_file(self) -> Path:
         """The CLI's own API key, readable by its owner alone."""
         return self.root / "cli.key"

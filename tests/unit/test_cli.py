@@ -69,6 +69,23 @@ def test_no_key_is_made_that_would_never_be_good(days: str) -> None:
     assert isinstance(types("keys", "create", "bob", "--days", days).exception, SpecError)
 
 
+def test_a_key_is_made_with_its_models_verbs_and_limit() -> None:
+    words = ["--model", "digits", "--verb", "infer", "--verb", "read", "--rate", "60/min", "--quota", "10000/day"]
+    made = types("keys", "create", "bob", *words)
+    assert "the registry has no model digits; it has no models yet" in made.stderr
+    assert "of all replicas" in made.stderr
+    (bob,) = json.loads(types("keys", "list", "--json").stdout)
+    assert bob["verbs"] == ["infer", "read"]
+    assert bob["limit"] == "1/s, 1 at once, 10000/day"
+    assert "10000/day" in types("keys", "list").stdout.replace("\n", "")
+
+
+@pytest.mark.parametrize("words", [["--rate", "fast"], ["--rate", "5/week"], ["--rate", "0"], ["--burst", "3"]])
+def test_no_key_is_made_with_a_limit_that_makes_no_sense(words: list[str], home: Path) -> None:
+    assert isinstance(types("keys", "create", "bob", *words).exception, SpecError)
+    assert not (home / "keys.json").exists()
+
+
 def test_what_is_done_stands_though_no_cluster_could_be_told(
     shell: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

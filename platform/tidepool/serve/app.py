@@ -17,7 +17,7 @@ from tidepool import __version__
 from tidepool.artifact import open_artifact
 from tidepool.errors import ClusterError, ModelNotFound, TidepoolError
 from tidepool.pool import coordinator
-from tidepool.serve import autoscale, gateway, grpc, shortcut, versions
+from tidepool.serve import autoscale, gateway, grpc, shortcut, tallies, versions
 from tidepool.serve.auth import Key, KeyFile, Keyring
 from tidepool.serve.dataplane import Dataplane, Lineup, LoadedVersion, load_version
 from tidepool.serve.reception import Reception
@@ -58,6 +58,8 @@ class Model:
             revision, value = await versions.keeper().wait.remote(topic)
             await apply(value)
             self._tasks.append(asyncio.create_task(versions.follow(topic, apply, revision)))
+        if self._keyring is not None:
+            self._tasks.append(asyncio.create_task(tallies.share(self._keyring.limits, tallies.teller())))
 
         grpc.answer_with(self, grpc.Servicer(self._dataplane, self._keyring, self._max_body_bytes))
 

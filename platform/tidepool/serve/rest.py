@@ -14,7 +14,7 @@ import orjson
 from tidepool import errors
 from tidepool.errors import ClientGone, InvalidRequest, TidepoolError, UnknownModel
 from tidepool.serve import codecs
-from tidepool.serve.auth import Keyring
+from tidepool.serve.auth import INFER, READ, Keyring
 from tidepool.serve.body import Receive, read_body
 from tidepool.serve.dataplane import Dataplane
 from tidepool.serve.protocol import InferResponse
@@ -104,7 +104,7 @@ class ModelApp:
         if scope["method"] != "POST":
             return _wrong_method(b"POST")
         headers = dict(scope["headers"])
-        key = self._authorize(headers)
+        key = self._authorize(headers, INFER)
         if self._in_air >= self._max_in_air:
             raise try_later(
                 "the replica has its hands full", self._dataplane.backlog_s, seen=f"{self._in_air} requests"
@@ -139,15 +139,15 @@ class ModelApp:
     ) -> tuple[int, Headers, bytes]:
         if scope["method"] not in ("GET", "HEAD"):
             return _wrong_method(b"GET, HEAD")
-        self._authorize(dict(scope["headers"]))
+        self._authorize(dict(scope["headers"]), READ)
         return 200, [JSON], orjson.dumps(tell(version))
 
-    def _authorize(self, headers: dict[bytes, bytes]) -> str:
-        """The id of the caller's key, empty where none is needed."""
+    def _authorize(self, headers: dict[bytes, bytes], verb: str) -> str:
+        """The id of the caller's key, which is good for `verb`; empty where none is needed."""
         if self._keyring is None:
             return ""
         text = headers.get(b"x-api-key") or headers.get(b"authorization", b"").removeprefix(b"Bearer ")
-        return self._keyring.check(text.decode("latin-1").strip(), self._dataplane.model).id
+        return self._keyring.check(text.decode("latin-1").strip(), self._dataplane.model, verb).id
 
 
 async def _unless_gone(answering: Coroutine[Any, Any, InferResponse], receive: Receive) -> InferResponse:
