@@ -16,11 +16,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tidepool import storage
 from tidepool.errors import Forbidden, SpecError, StorageError, Unauthenticated
 from tidepool.serve.limits import Limit, Limits
+
+if TYPE_CHECKING:
+    from tidepool.serve.tokens import Tokens
 
 ANY_MODEL = "*"
 
@@ -133,44 +136,57 @@ class KeyFile:
 
 
 class Keyring:
-    """The keys that a replica knows; replaced whole when they change."""
+    """The keys that a replica knows, replaced whole when they change; and tokens, if it takes them."""
 
     def __init__(
-        self, keys: Iterable[Key] = (), clock: Callable[[], float] = time.time, limits: Limits | None = None
+        self, keys: Iterable[Key] = (), clock: Callable[[], float] = time.time, tokens: Tokens | None = None
     ) -> None:
-        self._clock = clock
-        self.limits = limits or Limits(clock)
+        self._clock, self._tokens = clock, tokens
+        self.limits = Limits(clock)
         self._let_in: dict[tuple[str, str, str], Key] = {}
         self.replace(keys)
 
     def replace(self, keys: Iterable[Key]) -> None:
         """Know exactly these keys from now on."""
         self._by_digest = {key.sha256: key for key in keys}
+        self.forget()
+
+    def forget(self) -> None:
+        """Look at everybody anew."""
         self._let_in.clear()
 
     def check(self, text: str, model: str, verb: str) -> Key:
-        """The key that `text` is; `verb` of `VERBS` is counted against its limit unless it reads.
+        """The key that `text` is, or the token's; `verb` of `VERBS` is counted against its limit unless it reads.
 
         Raises:
             Unauthenticated: no key, an unknown, revoked or expired one.
             Forbidden: the key doesn't open this model, or not for this.
             TryLater: it has asked too often.
+            NotReady: it is a token, and the issuer's keys aren't there yet.
         """
         asked = (text, model, verb)
         key = self._let_in.get(asked) or self._let_anew(asked)
         if key.expires is not None and key.expires < self._clock():
-            raise Unauthenticated("the API key has expired", seen=key.id, remedy="make a new one")
+            raise Unauthenticated("the API key or token has expired", seen=key.id, remedy="get a new one")
         if key.limit is not None and verb != READ:
             self.limits.check(key.id, key.limit)
         return key
 
     def _let_anew(self, asked: tuple[str, str, str]) -> Key:
-        text, model, verb = asked
+        key = self._known(*asked)
+        if len(self._let_in) >= MOST_REMEMBERED:
+            del self._let_in[next(iter(self._let_in))]
+        self._let_in[asked] = key
+        return key
+
+    def _known(self, text: str, model: str, verb: str) -> Key:
         if not text:
             raise Unauthenticated(
                 "an API key is needed",
                 remedy="send it as 'Authorization: Bearer <key>'; `tidepool keys create` makes one",
             )
+        if self._tokens is not None and text.count(".") == 2:
+            return self._tokens.check(text, model, verb)
         key = self._by_digest.get(digest(text))
         if key is None:
             raise Unauthenticated(
@@ -180,9 +196,6 @@ class Keyring:
             raise Forbidden("the API key doesn't open this model", seen=model, allowed=", ".join(key.models))
         if verb not in key.verbs:
             raise Forbidden("the API key is not for this", seen=verb, allowed=", ".join(key.verbs))
-        if len(self._let_in) >= MOST_REMEMBERED:
-            del self._let_in[next(iter(self._let_in))]
-        self._let_in[asked] = key
         return key
 
 
