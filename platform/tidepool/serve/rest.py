@@ -7,14 +7,14 @@ import logging
 import math
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
 from tidepool import errors
 from tidepool.errors import ClientGone, InvalidRequest, TidepoolError, UnknownModel
-from tidepool.serve import codecs
-from tidepool.serve.auth import INFER, READ, Keyring
+from tidepool.serve import codecs, explaining
+from tidepool.serve.auth import EXPLAIN, INFER, READ, Keyring
 from tidepool.serve.body import Receive, read_body
 from tidepool.serve.dataplane import Dataplane
 from tidepool.serve.protocol import InferResponse
@@ -26,6 +26,7 @@ Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
+T = TypeVar("T")
 
 STATUS: dict[type[TidepoolError], int] = {
     errors.TidepoolError: 500,
@@ -43,6 +44,7 @@ STATUS: dict[type[TidepoolError], int] = {
 
 JSON = (b"content-type", b"application/json")
 OCTETS = (b"content-type", b"application/octet-stream")
+PNG = (b"content-type", b"image/png")
 BINARY_LENGTH = b"inference-header-content-length"
 
 
@@ -86,6 +88,10 @@ class ModelApp:
                 return await self._infer(scope, receive, None)
             case ["versions", version, "infer"]:
                 return await self._infer(scope, receive, version)
+            case ["explain"]:
+                return await self._infer(scope, receive, None, EXPLAIN)
+            case ["versions", version, "explain"]:
+                return await self._infer(scope, receive, version, EXPLAIN)
             case ["ready"]:
                 return self._ready(scope, None)
             case ["versions", version, "ready"]:
@@ -100,18 +106,21 @@ class ModelApp:
                 return self._told(scope, self._dataplane.statistics, version)
         raise UnknownModel("no such path", seen=scope["path"], allowed="see /docs")
 
-    async def _infer(self, scope: Scope, receive: Receive, version: str | None) -> tuple[int, Headers, bytes]:
+    async def _infer(
+        self, scope: Scope, receive: Receive, version: str | None, verb: str = INFER
+    ) -> tuple[int, Headers, bytes]:
         if scope["method"] != "POST":
             return _wrong_method(b"POST")
         headers = dict(scope["headers"])
-        key = self._authorize(headers, INFER)
+        key = self._authorize(headers, verb)
         if self._in_air >= self._max_in_air:
             raise try_later(
                 "the replica has its hands full", self._dataplane.backlog_s, seen=f"{self._in_air} requests"
             )
         self._in_air += 1
         try:
-            return await self._answer_inference(headers, receive, version, key)
+            answer = self._answer_inference if verb == INFER else self._explain
+            return await answer(headers, receive, version, key)
         finally:
             self._in_air -= 1
 
@@ -121,11 +130,17 @@ class ModelApp:
         body = await read_body(headers, receive, self._max_body_bytes)
         request = codecs.decode(body, _json_length(headers))
         answering = self._dataplane.infer(request, version, key)
-        response = await (_unless_gone(answering, receive) if self._dataplane.is_busy else answering)
-        content, json_length = codecs.encode(response)
-        if json_length is None:
-            return 200, [JSON], content
-        return 200, [OCTETS, (BINARY_LENGTH, str(json_length).encode())], content
+        return _encoded(await (_unless_gone(answering, receive) if self._dataplane.is_busy else answering))
+
+    async def _explain(
+        self, headers: dict[bytes, bytes], receive: Receive, version: str | None, key: str
+    ) -> tuple[int, Headers, bytes]:
+        body = await read_body(headers, receive, self._max_body_bytes)
+        request = codecs.decode(body, _json_length(headers))
+        explained = await _unless_gone(explaining.explain(self._dataplane, request, version, key), receive)
+        if PNG[1] in headers.get(b"accept", b""):
+            return 200, [PNG], explained.picture()
+        return _encoded(explained.response(self._dataplane.model))
 
     def _ready(self, scope: Scope, version: str | None) -> tuple[int, Headers, bytes]:
         if scope["method"] not in ("GET", "HEAD"):
@@ -150,7 +165,7 @@ class ModelApp:
         return self._keyring.check(text.decode("latin-1").strip(), self._dataplane.model, verb).id
 
 
-async def _unless_gone(answering: Coroutine[Any, Any, InferResponse], receive: Receive) -> InferResponse:
+async def _unless_gone(answering: Coroutine[Any, Any, T], receive: Receive) -> T:
     """The answer, unless the client goes away first: then its request gives up its place.
 
     Raises:
@@ -182,6 +197,13 @@ async def respond(send: Send, status: int, headers: Headers, body: bytes) -> Non
     headers = [*headers, (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def _encoded(response: InferResponse) -> tuple[int, Headers, bytes]:
+    content, json_length = codecs.encode(response)
+    if json_length is None:
+        return 200, [JSON], content
+    return 200, [OCTETS, (BINARY_LENGTH, str(json_length).encode())], content
 
 
 def _wrong_method(allowed: bytes) -> tuple[int, Headers, bytes]:
