@@ -15,6 +15,7 @@ from tidepool.cli.announce import announce
 from tidepool.cli.client import answer_in
 from tidepool.cli.cluster import ensure_up
 from tidepool.cli.main import app
+from tidepool.cli.output import table
 from tidepool.cluster.environment import ELSEWHERE
 from tidepool.cluster.ports import Ports
 from tidepool.errors import ClusterError, RequestError, SpecError
@@ -122,3 +123,16 @@ def test_verbs_that_report_take_json() -> None:
     assert validated["to_fill_in"]
     for verb in ("run", "preprocess", "train", "evaluate", "export", "promote", "rollback", "deploy", "undeploy"):
         assert "--json" in types(verb, "--help").stdout
+
+
+def test_a_table_in_a_narrow_terminal_breaks_no_word(
+    shell: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shell.setenv("COLUMNS", "80")
+    row = ["digits", 2, "champion, challenger", "accuracy 0.9725", "19.4 KiB", "9c01b8f211ab", "2026-11-22 22:40"]
+    headings = ["model", "version", "aliases", "metrics", "size", "digest", "registered"]
+    table(headings, [row, ["house-prices", *row[1:]]])
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    words = {word for cell in (*headings, *row) for word in str(cell).split()}
+    assert words <= set(shown.split())
