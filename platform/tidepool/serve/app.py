@@ -7,6 +7,7 @@ a driver that is connected to the cluster. Each touches one application and leav
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import sys
 import time
@@ -67,6 +68,9 @@ class Model:
             self._tasks.append(asyncio.create_task(jwks.follow(*published)))
 
         grpc.answer_with(self, grpc.Servicer(self._dataplane, self._keyring, self._max_body_bytes))
+        # What is here now stays: the collector, which stops everything, needn't look at it again and again.
+        gc.collect()
+        gc.freeze()
 
     def __serve_build_asgi_app__(self) -> ModelApp:
         app = ModelApp(self._dataplane, self._keyring, self._max_body_bytes, self._max_in_air)

@@ -9,6 +9,7 @@ from typing import Any
 from tidepool.errors import InvalidRequest, RequestTooLarge
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Body = bytes | bytearray
 
 _WINDOW = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
 """zlib's window argument for each content encoding (RFC 9110, section 8.4.1)."""
@@ -21,9 +22,6 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive, limit: int) -
         RequestTooLarge: it is longer than `limit` bytes, as sent or unpacked; nothing is kept of it.
         InvalidRequest: the client went away in the middle of it, or it can't be unpacked.
     """
-    declared = headers.get(b"content-length", b"0")
-    if declared.isdigit() and int(declared) > limit:
-        raise _too_large(int(declared), limit)
     body = await _collect(receive, limit)
     encoding = headers.get(b"content-encoding")
     return body if encoding in (None, b"identity") else _unpack(body, encoding, limit)
@@ -33,7 +31,7 @@ async def _collect(receive: Receive, limit: int) -> bytes:
     message = await receive()
     body: bytes = message.get("body", b"")
     if len(body) > limit:
-        raise _too_large(len(body), limit)
+        raise too_large(len(body), limit)
     if message.get("more_body"):
         parts, size = [body], len(body)
         while message.get("more_body"):
@@ -41,7 +39,7 @@ async def _collect(receive: Receive, limit: int) -> bytes:
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > limit:
-                raise _too_large(size, limit)
+                raise too_large(size, limit)
         body = b"".join(parts)
     if message["type"] == "http.disconnect":
         raise InvalidRequest("the client went away before the whole body had come")
@@ -59,13 +57,14 @@ def _unpack(body: bytes, encoding: bytes | None, limit: int) -> bytes:
     except zlib.error as error:
         raise InvalidRequest("the body can't be unpacked", seen=error, allowed="gzip or deflate, whole") from None
     if len(unpacked) > limit:
-        raise _too_large(len(unpacked), limit)
+        raise too_large(len(unpacked), limit)
     if not unpacker.eof:
         raise InvalidRequest("the packed body is truncated")
     return unpacked
 
 
-def _too_large(size: int, limit: int) -> RequestTooLarge:
+def too_large(size: int, limit: int) -> RequestTooLarge:
+    """The error of a body of `size` bytes where `limit` are allowed."""
     return RequestTooLarge(
         "the body is too large", seen=f"{size} bytes", allowed=f"{limit} bytes", remedy="send fewer rows at once"
     )

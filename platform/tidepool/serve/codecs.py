@@ -16,15 +16,15 @@ import orjson
 
 from tidepool.errors import InvalidRequest
 from tidepool.recipe import DATATYPES
+from tidepool.serve.body import Body
+from tidepool.serve.jsondata import from_json
 from tidepool.serve.protocol import InferRequest, InferResponse, Parameters, RequestedOutput, Tensors
 
-_KINDS = {"b": "b", "i": "iu", "u": "iu", "f": "fiu"}
-"""Kind of the wanted dtype to the kinds that JSON numbers may parse to."""
 MOST_AXES, MOST_VALUES = 32, 2**40
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 
 
-def decode(body: bytes, json_length: int | None = None) -> InferRequest:
+def decode(body: Body, json_length: int | None = None) -> InferRequest:
     """Parse a request body; `json_length` is the value of `Inference-Header-Content-Length`, if sent.
 
     Raises:
@@ -116,7 +116,7 @@ def from_raw(name: str, datatype: str, shape: tuple[int, ...], data: bytes | mem
 class _Raw:
     """The raw tensors that follow the JSON, taken one after another."""
 
-    def __init__(self, body: bytes, start: int) -> None:
+    def __init__(self, body: Body, start: int) -> None:
         self._body, self._at = memoryview(body), start
 
     def take(self, name: str, size: object) -> memoryview:
@@ -147,72 +147,7 @@ def _decode_tensor(tensor: object, raw: _Raw) -> tuple[str, npt.NDArray[Any]]:
         return name, from_raw(name, datatype, shape, raw.take(name, size))
     if "data" not in tensor:
         raise InvalidRequest(f"input {name} has no data", allowed="data, or parameters.binary_data_size")
-    return name, _from_json(name, datatype, shape, tensor["data"])
-
-
-def _from_json(name: str, datatype: str, shape: tuple[int, ...], data: object) -> npt.NDArray[Any]:
-    dtype = DATATYPES[datatype]
-    if datatype == "FP16":
-        raise InvalidRequest(f"input {name}: FP16 has no JSON form", remedy="send it as a raw tensor")
-    if not isinstance(data, list):
-        raise InvalidRequest(f"the data of input {name} is not a list", seen=type(data).__name__)
-    values = _strings(name, data) if datatype == "BYTES" else _numbers(name, datatype, dtype, data)
-    if values.shape == shape:
-        return values
-    if values.ndim == 1 and values.size == math.prod(shape):
-        return values.reshape(shape)
-    raise InvalidRequest(
-        f"input {name}: data and shape don't fit",
-        seen=f"data of shape {list(values.shape)}",
-        allowed=f"{list(shape)}, or {math.prod(shape)} values in one list",
-    )
-
-
-def _numbers(name: str, datatype: str, dtype: np.dtype[Any], data: list[Any]) -> npt.NDArray[Any]:
-    try:
-        parsed = np.array(data)
-    except (ValueError, TypeError, OverflowError):
-        raise InvalidRequest(f"the data of input {name} is ragged or not {datatype}") from None
-    if not parsed.size:
-        return np.empty(parsed.shape, dtype)
-    if datatype == "UINT64" and parsed.dtype.kind == "f":
-        parsed = _large_integers(parsed, data)
-    if parsed.dtype.kind not in _KINDS[dtype.kind]:
-        raise InvalidRequest(f"input {name} holds values that are not {datatype}", seen=_offender(parsed, dtype))
-    with np.errstate(over="ignore"):
-        values = parsed.astype(dtype, copy=False)
-    if dtype.kind == "f":
-        if not np.isfinite(values).all():
-            raise InvalidRequest(
-                f"input {name} holds values too large for {datatype}", seen=parsed[~np.isfinite(values)][0]
-            )
-    elif parsed.dtype != dtype and not np.array_equal(values, parsed):
-        raise InvalidRequest(
-            f"input {name} holds values out of the range of {datatype}", seen=parsed[values != parsed][0]
-        )
-    return values
-
-
-def _large_integers(parsed: npt.NDArray[Any], data: list[Any]) -> npt.NDArray[Any]:
-    """Integers of 2**63 and more beside smaller ones, which numpy alone would make floats of."""
-    exact = np.array(data, dtype=np.object_)
-    return exact.astype(np.uint64) if all(_is_int(n) and n >= 0 for n in exact.reshape(-1)) else parsed
-
-
-def _offender(parsed: npt.NDArray[Any], dtype: np.dtype[Any]) -> str:
-    """A value of the wrong kind, for the message."""
-    kinds = {"b": bool, "i": int, "u": int, "f": int | float}[dtype.kind]
-    flat = parsed.reshape(-1).tolist()
-    return repr(next((item for item in flat if not isinstance(item, kinds)), flat[0]))[:80]
-
-
-def _strings(name: str, data: list[Any]) -> npt.NDArray[Any]:
-    try:
-        values = np.array(data, dtype=np.object_)
-        flat = np.array([None, *(item.encode() for item in values.reshape(-1))], dtype=np.object_)[1:]
-    except (AttributeError, ValueError, UnicodeEncodeError):
-        raise InvalidRequest(f"the data of input {name} is ragged or not strings") from None
-    return flat.reshape(values.shape)
+    return name, from_json(name, datatype, shape, tensor["data"])
 
 
 def _split_bytes(name: str, data: bytes | memoryview, count: int) -> npt.NDArray[Any]:

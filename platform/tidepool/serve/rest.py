@@ -6,8 +6,8 @@ import asyncio
 import logging
 import math
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
+from typing import Any
 
 import orjson
 
@@ -15,7 +15,7 @@ from tidepool import errors
 from tidepool.errors import ClientGone, InvalidRequest, TidepoolError, UnknownModel
 from tidepool.serve import codecs, explaining
 from tidepool.serve.auth import EXPLAIN, INFER, READ, Keyring
-from tidepool.serve.body import Receive, read_body
+from tidepool.serve.body import Body, Receive, read_body, too_large
 from tidepool.serve.dataplane import Dataplane
 from tidepool.serve.protocol import InferResponse
 from tidepool.serve.queueing import TryLater, try_later
@@ -26,7 +26,8 @@ Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
-T = TypeVar("T")
+Answer = tuple[int, Headers, bytes]
+"""Status, headers without the length, and body."""
 
 STATUS: dict[type[TidepoolError], int] = {
     errors.TidepoolError: 500,
@@ -62,26 +63,50 @@ class ModelApp:
         """`max_in_air`: inference requests at a time; one more is refused before its body is read."""
         self._dataplane, self._keyring = dataplane, keyring
         self._max_body_bytes, self._max_in_air = max_body_bytes, max_in_air
-        self._in_air = 0
+        self.in_air = 0
+        """Requests that were let in and haven't left."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
         if scope["type"] != "http":
             return
         try:
-            status, headers, body = await self._answer(scope, receive)
-        except TidepoolError as error:
-            status, headers, body = status_of(error), [JSON], error_body(str(error))
-            if status == 401:
-                headers.append((b"www-authenticate", b"Bearer"))
-            if isinstance(error, TryLater):
-                headers.append((b"retry-after", b"%d" % math.ceil(error.retry_after_s)))
+            answer = await self._answer(scope, receive)
         except Exception as error:
-            log.exception("answering %s failed", scope["path"])
-            status, headers, body = 500, [JSON], error_body(f"the model failed: {type(error).__name__}")
-        await respond(send, status, headers, body)
+            answer = _failure(error, self._dataplane.model)
+        await respond(send, *answer)
 
-    async def _answer(self, scope: Scope, receive: Receive) -> tuple[int, Headers, bytes]:
+    def enter(self, headers: Mapping[bytes, bytes], length: int, verb: str = INFER) -> str:
+        """Let in a request to infer or to explain, by `verb`, that will be `length` bytes long, or 0 where that isn't
+        known; who was let in leaves. Returns the id of its API key, empty where none is needed.
+
+        Raises:
+            Unauthenticated: no good key.
+            Forbidden: the key doesn't open this model, or not for this.
+            TryLater: the replica has its hands full, or the key has asked too often.
+            RequestTooLarge: it is longer than allowed.
+        """
+        key = self._authorize(headers, verb)
+        if self.in_air >= self._max_in_air:
+            raise try_later("the replica has its hands full", self._dataplane.backlog_s, seen=f"{self.in_air} requests")
+        if length > self._max_body_bytes:
+            raise too_large(length, self._max_body_bytes)
+        self.in_air += 1
+        return key
+
+    def leave(self) -> None:
+        """A request that was let in has its answer, or won't get one."""
+        self.in_air -= 1
+
+    async def infer(self, headers: Mapping[bytes, bytes], body: Body, version: str | None, key: str) -> Answer:
+        """The answer to a request that was let in, a failure included."""
+        try:
+            request = codecs.decode(body, _json_length(headers))
+            return _encoded(await self._dataplane.infer(request, version, key))
+        except Exception as error:
+            return _failure(error, self._dataplane.model)
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Answer:
         path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
         match path.split("/")[1:]:
             case ["infer"]:
@@ -106,58 +131,42 @@ class ModelApp:
                 return self._told(scope, self._dataplane.statistics, version)
         raise UnknownModel("no such path", seen=scope["path"], allowed="see /docs")
 
-    async def _infer(
-        self, scope: Scope, receive: Receive, version: str | None, verb: str = INFER
-    ) -> tuple[int, Headers, bytes]:
+    async def _infer(self, scope: Scope, receive: Receive, version: str | None, verb: str = INFER) -> Answer:
         if scope["method"] != "POST":
             return _wrong_method(b"POST")
         headers = dict(scope["headers"])
-        key = self._authorize(headers, verb)
-        if self._in_air >= self._max_in_air:
-            raise try_later(
-                "the replica has its hands full", self._dataplane.backlog_s, seen=f"{self._in_air} requests"
-            )
-        self._in_air += 1
+        declared = headers.get(b"content-length", b"0")
+        key = self.enter(headers, int(declared) if declared.isdigit() else 0, verb)
         try:
-            answer = self._answer_inference if verb == INFER else self._explain
-            return await answer(headers, receive, version, key)
+            body = await read_body(headers, receive, self._max_body_bytes)
+            if verb == EXPLAIN:
+                return await _unless_gone(self._explain(headers, body, version, key), receive)
+            answering = self.infer(headers, body, version, key)
+            return await (_unless_gone(answering, receive) if self._dataplane.is_busy else answering)
         finally:
-            self._in_air -= 1
+            self.leave()
 
-    async def _answer_inference(
-        self, headers: dict[bytes, bytes], receive: Receive, version: str | None, key: str
-    ) -> tuple[int, Headers, bytes]:
-        body = await read_body(headers, receive, self._max_body_bytes)
+    async def _explain(self, headers: Mapping[bytes, bytes], body: Body, version: str | None, key: str) -> Answer:
         request = codecs.decode(body, _json_length(headers))
-        answering = self._dataplane.infer(request, version, key)
-        return _encoded(await (_unless_gone(answering, receive) if self._dataplane.is_busy else answering))
-
-    async def _explain(
-        self, headers: dict[bytes, bytes], receive: Receive, version: str | None, key: str
-    ) -> tuple[int, Headers, bytes]:
-        body = await read_body(headers, receive, self._max_body_bytes)
-        request = codecs.decode(body, _json_length(headers))
-        explained = await _unless_gone(explaining.explain(self._dataplane, request, version, key), receive)
+        explained = await explaining.explain(self._dataplane, request, version, key)
         if PNG[1] in headers.get(b"accept", b""):
             return 200, [PNG], explained.picture()
         return _encoded(explained.response(self._dataplane.model))
 
-    def _ready(self, scope: Scope, version: str | None) -> tuple[int, Headers, bytes]:
+    def _ready(self, scope: Scope, version: str | None) -> Answer:
         if scope["method"] not in ("GET", "HEAD"):
             return _wrong_method(b"GET, HEAD")
         ready = self._dataplane.ready(version)
         document = {"name": self._dataplane.model, "ready": ready}
         return 200 if ready else 404 if version else 503, [JSON], orjson.dumps(document)
 
-    def _told(
-        self, scope: Scope, tell: Callable[[str | None], dict[str, Any]], version: str | None
-    ) -> tuple[int, Headers, bytes]:
+    def _told(self, scope: Scope, tell: Callable[[str | None], dict[str, Any]], version: str | None) -> Answer:
         if scope["method"] not in ("GET", "HEAD"):
             return _wrong_method(b"GET, HEAD")
         self._authorize(dict(scope["headers"]), READ)
         return 200, [JSON], orjson.dumps(tell(version))
 
-    def _authorize(self, headers: dict[bytes, bytes], verb: str) -> str:
+    def _authorize(self, headers: Mapping[bytes, bytes], verb: str) -> str:
         """The id of the caller's key, which is good for `verb`; empty where none is needed."""
         if self._keyring is None:
             return ""
@@ -165,7 +174,7 @@ class ModelApp:
         return self._keyring.check(text.decode("latin-1").strip(), self._dataplane.model, verb).id
 
 
-async def _unless_gone(answering: Coroutine[Any, Any, T], receive: Receive) -> T:
+async def _unless_gone(answering: Coroutine[Any, Any, Answer], receive: Receive) -> Answer:
     """The answer, unless the client goes away first: then its request gives up its place.
 
     Raises:
@@ -187,6 +196,18 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
+def _failure(error: Exception, model: str) -> Answer:
+    if not isinstance(error, TidepoolError):
+        log.error("answering for %s failed", model, exc_info=error)
+        return 500, [JSON], error_body(f"the model failed: {type(error).__name__}")
+    status, headers = status_of(error), [JSON]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, TryLater):
+        headers.append((b"retry-after", b"%d" % math.ceil(error.retry_after_s)))
+    return status, headers, error_body(str(error))
+
+
 def error_body(message: str) -> bytes:
     """The protocol's one shape of an error."""
     return orjson.dumps({"error": message})
@@ -199,18 +220,18 @@ async def respond(send: Send, status: int, headers: Headers, body: bytes) -> Non
     await send({"type": "http.response.body", "body": body})
 
 
-def _encoded(response: InferResponse) -> tuple[int, Headers, bytes]:
+def _encoded(response: InferResponse) -> Answer:
     content, json_length = codecs.encode(response)
     if json_length is None:
         return 200, [JSON], content
-    return 200, [OCTETS, (BINARY_LENGTH, str(json_length).encode())], content
+    return 200, [OCTETS, (BINARY_LENGTH, b"%d" % json_length)], content
 
 
-def _wrong_method(allowed: bytes) -> tuple[int, Headers, bytes]:
+def _wrong_method(allowed: bytes) -> Answer:
     return 405, [JSON, (b"allow", allowed)], error_body(f"method not allowed. Allowed: {allowed.decode()}.")
 
 
-def _json_length(headers: dict[bytes, bytes]) -> int | None:
+def _json_length(headers: Mapping[bytes, bytes]) -> int | None:
     text = headers.get(BINARY_LENGTH)
     if text is None:
         return None

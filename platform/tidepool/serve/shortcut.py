@@ -13,21 +13,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import uvicorn.config
 from starlette.middleware import Middleware
 
 from tidepool.cluster import loopback
 
 if TYPE_CHECKING:
     from tidepool.serve.body import Receive
-    from tidepool.serve.rest import Asgi, Scope, Send
+    from tidepool.serve.rest import Asgi, ModelApp, Scope, Send
 
-_PUBLISHED: dict[str, Asgi] = {}
+_PUBLISHED: dict[str, ModelApp] = {}
 """The model of this process by the path that it answers below: none, or one in a replica."""
 
 
-def publish(prefix: str, app: Asgi) -> None:
+def publish(prefix: str, app: ModelApp) -> None:
     """Let this process's HTTP server answer what is below `prefix` with `app`."""
     _PUBLISHED[prefix] = app
+
+
+def published(prefix: str) -> ModelApp | None:
+    """The model of this process that answers below `prefix`."""
+    return _PUBLISHED.get(prefix)
 
 
 class Shortcut:
@@ -50,4 +56,5 @@ class Shortcut:
 def middlewares() -> list[Middleware]:
     """What Serve asks for, before it opens the ports of a replica or of a proxy."""
     loopback.bind_grpc()
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = "tidepool.serve.lane:Lane"
     return [Middleware(Shortcut)]
