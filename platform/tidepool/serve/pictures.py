@@ -55,7 +55,8 @@ def drawing(values: npt.NDArray[Any], attributions: npt.NDArray[np.float32]) -> 
     low, high = grey.min(), grey.max()
     grey = (grey - low) / (high - low) if high > low else np.full_like(grey, 0.5)
     largest = np.abs(weight).max()
-    share = (np.abs(weight) / largest if largest > 0 else np.zeros_like(weight))[..., None]
+    # The root, so that what weighs a tenth is seen beside what weighs most.
+    share = np.sqrt(np.abs(weight) / largest if largest > 0 else np.zeros_like(weight))[..., None]
     colour = np.where(weight[..., None] > 0, FOR, AGAINST)
     pixels = ((1 - share) * grey[..., None] + share * colour) * 255
     times = max(1, -(-SIDE // max(grey.shape)))
