@@ -136,6 +136,14 @@ def test_a_quota_is_told_to_the_keeper_of_all_replicas(digits: Service) -> None:
     _await(lambda: "of all replicas together" in digits.ask(key=text).json()["error"])
 
 
+def test_a_model_in_service_explains_its_answers(digits: Service) -> None:
+    url, headers = f"{digits.url}/v2/models/digits/explain", {"x-api-key": digits.key}
+    outputs = {tensor["name"]: tensor for tensor in httpx.post(url, headers=headers, json=ZEROS).json()["outputs"]}
+    assert (outputs["target"]["data"], outputs["image"]["shape"]) == ([1], [1, 64])
+    drawn = httpx.post(url, headers={**headers, "accept": "image/png"}, json=ZEROS)
+    assert drawn.content.startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [
