@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo fix check test bench docs up down constraints clean-venv
+.PHONY: help install demo fix check test bench docs up down constraints protos clean-venv
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,13 @@ constraints: ## write constraints.txt anew, from the newest versions that fit py
 	{ grep '^#' constraints.txt; "$$fresh/bin/python" -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' \
 	  | LC_ALL=C sort --ignore-case; } > "$$fresh/pins"; \
 	cp "$$fresh/pins" constraints.txt
+
+protos: ## generate the protobuf modules anew, with a generator of their own
+	@set -e; fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
+	$(PYTHON) -m venv "$$fresh"; \
+	"$$fresh/bin/python" -m pip install --quiet --disable-pip-version-check 'grpcio-tools==1.75.*' 'setuptools<81'; \
+	"$$fresh/bin/python" -m grpc_tools.protoc -I platform --python_out=platform --pyi_out=platform \
+	  tidepool/serve/_pb2/open_inference.proto
 
 clean-venv: ## delete .venv
 	rm -rf $(VENV)

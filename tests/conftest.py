@@ -9,6 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+settings.register_profile("tidepool", deadline=None)  # CI machines are slow, and a slow example is no bug
+settings.load_profile("tidepool")
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
@@ -44,15 +45,21 @@ class TensorSpec:
     name: str
     datatype: str
     shape: tuple[int, ...]
+    picture: tuple[int, ...] | None = None
+    """What a row is as a picture, if it is one and `shape` doesn't say so: (height, width), or with 3 channels last or
+    first."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "picture", None if self.picture is None else tuple(self.picture))
         if self.datatype not in DATATYPES:
             raise RecipeError(
                 f"tensor {self.name} has an unknown datatype",
                 seen=self.datatype,
                 allowed=", ".join(DATATYPES),
             )
+        if self.picture is not None and -1 not in self.shape[1:] and prod(self.picture) != prod(self.shape[1:]):
+            raise RecipeError(f"tensor {self.name} is no such picture", seen=self.picture, allowed=self.shape[1:])
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -70,17 +77,26 @@ class Signature:
     def to_json(self) -> dict[str, list[dict[str, Any]]]:
         """A JSON-ready form: tensor metadata as in the Open Inference Protocol."""
         return {
-            side: [{**dataclasses.asdict(t), "shape": list(t.shape)} for t in getattr(self, side)]
+            side: [{"name": t.name, "datatype": t.datatype, "shape": list(t.shape)} for t in getattr(self, side)]
             for side in ("inputs", "outputs")
         }
 
+    @property
+    def pictures(self) -> dict[str, tuple[int, ...]]:
+        """Inputs that say what they are as a picture."""
+        return {spec.name: spec.picture for spec in self.inputs if spec.picture is not None}
+
     @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """The inverse of `to_json`."""
+    def from_json(cls, document: Mapping[str, Any], pictures: Mapping[str, tuple[int, ...]] | None = None) -> Self:
+        """The inverse of `to_json`, which has no room for `pictures`."""
+        known = pictures or {}
         return cls(
-            *(tuple(TensorSpec(t["name"], t["datatype"], tuple(t["shape"])) for t in document[side])
-              for side in ("inputs", "outputs"))
-        )  # fmt: skip
+            tuple(
+                TensorSpec(t["name"], t["datatype"], tuple(t["shape"]), known.get(t["name"]))
+                for t in document["inputs"]
+            ),
+            tuple(TensorSpec(t["name"], t["datatype"], tuple(t["shape"])) for t in document["outputs"]),
+        )
 
 
 class MapReduce(Protocol):

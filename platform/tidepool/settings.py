@@ -30,10 +30,20 @@ class Settings(BaseSettings):
     """A relative path counts from where the command was typed: the cluster that `up` starts gets it absolute."""
     api_key: str | None = Field(None, description="The key that the CLI sends; default the one that `up` made.")
 
+    jwt_issuer: str | None = Field(None, description="Who issues the tokens that `serve.auth: jwt` takes.")
+    jwt_audience: str | None = Field(None, description="Whom these are for: this installation, by the issuer's name.")
+    jwt_jwks: str | None = Field(None, description="The issuer's keys: an https:// URL or a JSON file.")
+    jwt_claim: str = Field("scope", description="The claim that names what a token opens, as `model:verb`.")
+
     @field_validator("storage_url")
     @classmethod
     def _absolute(cls, url: str | None) -> str | None:
         return str(local_path(url).absolute()) if url and not is_remote(url) else url
+
+    @field_validator("jwt_jwks")
+    @classmethod
+    def _absolute_file(cls, source: str | None) -> str | None:
+        return str(Path(source).absolute()) if source and "://" not in source else source
 
     @property
     def registry(self) -> str:
@@ -59,6 +69,11 @@ class Settings(BaseSettings):
     def keys_file(self) -> Path:
         """Hashed API keys."""
         return self.root / "keys.json"
+
+    @property
+    def quotas_file(self) -> Path:
+        """What each API key has asked today."""
+        return self.root / "quotas.json"
 
     @property
     def cli_key_file(self) -> Path:

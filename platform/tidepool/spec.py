@@ -141,7 +141,9 @@ class ServeSpec(Section):
     num_cpus: float = Field(0.25, ge=0, description="Logical CPUs that a replica reserves.")
     slo_p99_ms: float = Field(100.0, gt=0, description="Latency that 99 % of answers must meet, in milliseconds.")
     accelerator: str = Field("auto", description='"auto", "CPU", "GPU", "TPU" or the name of a custom resource.')
-    auth: Literal["api_key", "none"] = Field("api_key", description="How callers prove who they are.")
+    auth: Literal["api_key", "jwt", "none"] = Field(
+        "api_key", description="How callers prove who they are; jwt takes tokens as well as keys."
+    )
     max_ongoing_requests: int = Field(64, ge=1, description="Requests that a replica handles at once.")
     max_queued_requests: int = Field(512, ge=-1, description="Requests that may wait; -1 for no bound.")
     cache_mb: float = Field(0.0, ge=0, description="Answers that a replica keeps, in megabytes; 0 for none.")

@@ -25,6 +25,7 @@ from tidepool.export.pipeline import Exported, export, worsened
 from tidepool.export.prune import prune
 from tidepool.pipeline import Pipeline
 from tidepool.recipe import Recipe, load_recipe
+from tidepool.serve import parity
 from tidepool.settings import Settings
 from tidepool.spec import EvaluateSpec, Rule, Spec
 from tidepool.telemetry.progress import Progress, quiet
@@ -288,3 +289,4 @@ def test_the_recipe_of_the_docs_trains_and_exports_as_it_stands(
     answered = answer(artifact.recipe(), artifact.preprocessing(), open_onnx(artifact.onnx), artifact.golden().inputs)
     assert set(answered["species"]) == {b"setosa", b"versicolor", b"virginica"}
     assert storage.verify(artifact.folder)
+    parity.check(artifact, flowers.spec.export.parity_tolerance)

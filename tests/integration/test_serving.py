@@ -21,6 +21,7 @@ from tidepool.errors import ClusterError, CorruptionError, ModelNotFound
 from tidepool.registry.client import Registry
 from tidepool.serve import app
 from tidepool.serve.auth import KeyFile
+from tidepool.serve.limits import Limit
 from tidepool.settings import Settings
 
 ZEROS = {"inputs": [{"name": "image", "shape": [1, 64], "datatype": "FP32", "data": [0] * 64}]}
@@ -122,6 +123,25 @@ def test_keys_take_effect_at_once(digits: Service) -> None:
     keys.revoke(keys.load()[-1].id)
     app.announce(keys=True)
     _await(lambda: digits.ask(key=text).status_code == 401)
+
+
+def test_a_quota_is_told_to_the_keeper_of_all_replicas(digits: Service) -> None:
+    keys = KeyFile(digits.settings.keys_file)
+    text = keys.create("guest", limit=Limit(per_day=2))
+    app.announce(keys=True)
+    _await(lambda: digits.ask(key=text).status_code == 200)
+    assert digits.ask(key=text).status_code == 200
+    refused = digits.ask(key=text)
+    assert (refused.status_code, int(refused.headers["retry-after"]) <= 86_400) == (429, True)
+    _await(lambda: "of all replicas together" in digits.ask(key=text).json()["error"])
+
+
+def test_a_model_in_service_explains_its_answers(digits: Service) -> None:
+    url, headers = f"{digits.url}/v2/models/digits/explain", {"x-api-key": digits.key}
+    outputs = {tensor["name"]: tensor for tensor in httpx.post(url, headers=headers, json=ZEROS).json()["outputs"]}
+    assert (outputs["target"]["data"], outputs["image"]["shape"]) == ([1], [1, 64])
+    drawn = httpx.post(url, headers={**headers, "accept": "image/png"}, json=ZEROS)
+    assert drawn.content.startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 
 from tidepool.errors import Forbidden, SpecError, StorageError, Unauthenticated
-from tidepool.serve.auth import KeyFile, Keyring
+from tidepool.serve.auth import MOST_REMEMBERED, VERBS, Key, KeyFile, Keyring, digest
+from tidepool.serve.limits import Limit
+from tidepool.serve.queueing import TryLater
 
 
 def test_a_key_opens_what_it_was_made_for(tmp_path: Path) -> None:
     store = KeyFile(tmp_path / "keys.json")
     text = store.create("alice", ["digits"])
     ring = Keyring(store.load())
-    assert ring.check(text, "digits").name == "alice"
+    assert ring.check(text, "digits", "infer").name == "alice"
     with pytest.raises(Forbidden, match="iris"):
-        ring.check(text, "iris")
+        ring.check(text, "iris", "infer")
 
 
 def test_the_secret_is_not_stored_and_the_file_is_private(tmp_path: Path) -> None:
@@ -33,10 +35,10 @@ def test_an_expired_key_is_refused(tmp_path: Path) -> None:
     store = KeyFile(tmp_path / "keys.json", clock=lambda: now[0])
     text = store.create("alice", ttl_s=10)
     ring = Keyring(store.load(), clock=lambda: now[0])
-    assert ring.check(text, "digits")
+    assert ring.check(text, "digits", "infer")
     now[0] = 111.0
     with pytest.raises(Unauthenticated, match="expired"):
-        ring.check(text, "digits")
+        ring.check(text, "digits", "infer")
 
 
 def test_a_revoked_key_is_refused(tmp_path: Path) -> None:
@@ -46,7 +48,7 @@ def test_a_revoked_key_is_refused(tmp_path: Path) -> None:
     store.revoke(store.load()[0].id)
     ring.replace(store.load())
     with pytest.raises(Unauthenticated, match="not known"):
-        ring.check(text, "digits")
+        ring.check(text, "digits", "infer")
 
 
 def test_revoking_an_unknown_key_names_those_there_are(tmp_path: Path) -> None:
@@ -81,3 +83,47 @@ def test_a_damaged_keys_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "keys.json").write_text('[{"id": 3}]')
     with pytest.raises(StorageError, match=r"keys\.json"):
         KeyFile(tmp_path / "keys.json").load()
+
+
+def test_a_key_is_for_the_verbs_that_it_was_made_for(tmp_path: Path) -> None:
+    store = KeyFile(tmp_path / "keys.json")
+    ring = Keyring([])
+    text = store.create("dashboard", ["digits"], verbs=["read"])
+    ring.replace(store.load())
+    assert ring.check(text, "digits", "read")
+    with pytest.raises(Forbidden, match=r"not for this.*infer.*Allowed: read"):
+        ring.check(text, "digits", "infer")
+    with pytest.raises(SpecError, match="admin"):
+        store.create("root", verbs=["read", "admin"])
+
+
+def test_a_key_made_before_there_were_verbs_has_them_all() -> None:
+    old = {"id": "1", "name": "a", "sha256": digest("t"), "models": ["*"], "created": 0.0, "expires": None}
+    key = Key.from_json(old)
+    assert (key.verbs, key.limit) == (VERBS, None)
+
+
+def test_a_key_over_its_limit_is_told_to_try_later_but_may_read(tmp_path: Path) -> None:
+    store = KeyFile(tmp_path / "keys.json")
+    text = store.create("alice", limit=Limit(per_second=1, burst=2, per_day=100))
+    ring = Keyring(store.load(), clock=lambda: 100.0)
+    assert ring.check(text, "digits", "infer").limit == Limit(1, 2, 100)
+    ring.check(text, "digits", "explain")
+    with pytest.raises(TryLater) as refused:
+        ring.check(text, "digits", "infer")
+    assert refused.value.retry_after_s == pytest.approx(1.0)
+    assert ring.check(text, "digits", "read")
+    ring.replace(store.load())
+    with pytest.raises(TryLater):
+        ring.check(text, "digits", "infer")
+
+
+def test_what_is_remembered_of_a_key_is_gone_with_the_key_and_bounded() -> None:
+    key = Key("good", "good", digest("good"), ("*",), 0.0, None)
+    ring = Keyring([key])
+    for number in range(MOST_REMEMBERED + 10):
+        assert ring.check("good", f"model-{number}", "infer") is key
+    assert len(ring._let_in) == MOST_REMEMBERED
+    ring.replace([])
+    with pytest.raises(Unauthenticated):
+        ring.check("good", "model-0", "infer")

@@ -15,6 +15,7 @@ from tidepool.cli.announce import announce
 from tidepool.cli.client import answer_in
 from tidepool.cli.cluster import ensure_up
 from tidepool.cli.main import app
+from tidepool.cli.output import table
 from tidepool.cluster.environment import ELSEWHERE
 from tidepool.cluster.ports import Ports
 from tidepool.errors import ClusterError, RequestError, SpecError
@@ -69,6 +70,23 @@ def test_no_key_is_made_that_would_never_be_good(days: str) -> None:
     assert isinstance(types("keys", "create", "bob", "--days", days).exception, SpecError)
 
 
+def test_a_key_is_made_with_its_models_verbs_and_limit() -> None:
+    words = ["--model", "digits", "--verb", "infer", "--verb", "read", "--rate", "60/min", "--quota", "10000/day"]
+    made = types("keys", "create", "bob", *words)
+    assert "the registry has no model digits; it has no models yet" in made.stderr
+    assert "of all replicas" in made.stderr
+    (bob,) = json.loads(types("keys", "list", "--json").stdout)
+    assert bob["verbs"] == ["infer", "read"]
+    assert bob["limit"] == "1/s, 1 at once, 10000/day"
+    assert "10000/day" in types("keys", "list").stdout.replace("\n", "")
+
+
+@pytest.mark.parametrize("words", [["--rate", "fast"], ["--rate", "5/week"], ["--rate", "0"], ["--burst", "3"]])
+def test_no_key_is_made_with_a_limit_that_makes_no_sense(words: list[str], home: Path) -> None:
+    assert isinstance(types("keys", "create", "bob", *words).exception, SpecError)
+    assert not (home / "keys.json").exists()
+
+
 def test_what_is_done_stands_though_no_cluster_could_be_told(
     shell: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,3 +123,16 @@ def test_verbs_that_report_take_json() -> None:
     assert validated["to_fill_in"]
     for verb in ("run", "preprocess", "train", "evaluate", "export", "promote", "rollback", "deploy", "undeploy"):
         assert "--json" in types(verb, "--help").stdout
+
+
+def test_a_table_in_a_narrow_terminal_breaks_no_word(
+    shell: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shell.setenv("COLUMNS", "80")
+    row = ["digits", 2, "champion, challenger", "accuracy 0.9725", "19.4 KiB", "9c01b8f211ab", "2026-11-22 22:40"]
+    headings = ["model", "version", "aliases", "metrics", "size", "digest", "registered"]
+    table(headings, [row, ["house-prices", *row[1:]]])
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    words = {word for cell in (*headings, *row) for word in str(cell).split()}
+    assert words <= set(shown.split())

@@ -18,7 +18,7 @@ from tidepool.errors import ClusterError, JobError
 class Client:
     """Stands for Ray's: a log in chunks, then an end."""
 
-    def __init__(self, *chunks: str, status: str = "SUCCEEDED", failure: Exception | None = None) -> None:
+    def __init__(self, *chunks: str, status: str = "SUCCEEDED", failure: BaseException | None = None) -> None:
         self._chunks, self._status, self._failure = chunks, status, failure
 
     async def tail_job_logs(self, id: str) -> AsyncIterator[str]:
@@ -42,6 +42,16 @@ def test_the_result_is_what_the_job_printed_last(capsys: pytest.CaptureFixture[s
     followed = job('result: one word of many\nhello\nresult: {"accu', 'racy": 0.5}\n')
     assert follow(followed) == {"accuracy": 0.5}
     assert capsys.readouterr().out.strip() == "hello"
+
+
+def test_whoever_interrupts_is_told_how_to_follow_or_stop_the_job(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        follow(job("hello\n", failure=KeyboardInterrupt()))
+    assert left.value.code == 130
+    said = capsys.readouterr().err
+    assert "job raysubmit_1 goes on" in said
+    assert "ray job logs --follow raysubmit_1 --address http://dashboard" in said
+    assert "ray job stop raysubmit_1 --address http://dashboard" in said
 
 
 def test_with_json_nothing_but_the_result_is_left_for_stdout(capsys: pytest.CaptureFixture[str]) -> None:

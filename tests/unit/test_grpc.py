@@ -19,6 +19,7 @@ from tidepool.serve._pb2 import open_inference_pb2 as pb
 from tidepool.serve.auth import Key, Keyring, digest
 from tidepool.serve.dataplane import Dataplane, Lineup, load_version
 from tidepool.serve.grpc import CALLS, CODES, SERVICE, Servicer, add_to_server, code_of
+from tidepool.serve.limits import Limit
 from tidepool.serve.protocol import InferRequest, InferResponse
 
 IMAGE = {"image": np.zeros((1, 64), np.float32)}
@@ -45,10 +46,12 @@ class Client:
 
 
 def keys() -> Keyring:
-    def key(id_: str, models: tuple[str, ...], expires: float | None = None) -> Key:
-        return Key(id_, id_, digest(id_), models, 0.0, expires)
+    def key(id_: str, models: tuple[str, ...] = ("*",), expires: float | None = None, **more: Any) -> Key:
+        return Key(id_, id_, digest(id_), models, 0.0, expires, **more)
 
-    return Keyring([key("good", ("*",)), key("other", ("iris",)), key("old", ("*",), 5.0)], clock=lambda: 10.0)
+    some = [key("good"), key("other", ("iris",)), key("old", expires=5.0)]
+    some += [key("reader", verbs=("read",)), key("slow", limit=Limit(per_second=0.5))]
+    return Keyring(some, clock=lambda: 10.0)
 
 
 @pytest.fixture
@@ -158,6 +161,24 @@ def test_a_key_may_come_as_x_api_key(dataplane: Dataplane) -> None:
     assert ask(dataplane, lambda client: client.infer(metadata=(("x-api-key", "good"),))).model_version == "2"
 
 
+def test_a_key_that_may_read_alone_gets_metadata_and_no_answer(dataplane: Dataplane) -> None:
+    reader, request = (("x-api-key", "reader"),), pb.ModelMetadataRequest(name="digits")
+    assert ask(dataplane, lambda client: client.ModelMetadata(request, metadata=reader)).name == "digits"
+    assert refusal(dataplane, lambda client: client.infer(metadata=reader))[0] == grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_a_key_over_its_rate_is_told_when_to_come_back(dataplane: Dataplane) -> None:
+    async def twice(client: Client) -> Any:
+        await client.infer(metadata=(("x-api-key", "slow"),))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await client.infer(metadata=(("x-api-key", "slow"),))
+        return refused.value
+
+    refused = ask(dataplane, twice)
+    assert (refused.code(), "rate limit" in refused.details()) == (grpc.StatusCode.RESOURCE_EXHAUSTED, True)
+    assert dict(refused.trailing_metadata())["retry-after"] == "2"
+
+
 @pytest.mark.parametrize(
     ("fields", "code", "words"),
     [
@@ -193,7 +214,7 @@ def test_every_request_error_has_a_code_of_its_own_kind() -> None:
 class Failing(Dataplane):
     """A model with a bug."""
 
-    async def infer(self, request: InferRequest, version: str | None = None) -> InferResponse:
+    async def infer(self, request: InferRequest, version: str | None = None, key: str = "") -> InferResponse:
         raise ZeroDivisionError("secret")
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,37 +11,21 @@ from tidepool.serve.limits import DAY_S, Limit, Limits, bucket
 from tidepool.serve.queueing import TryLater
 
 
-class Shared:
-    """A store that says it is shared."""
-
-    scope = "installation"
-
-    async def take(self, key: str, per_second: float, burst: int, now: float) -> float:
-        return 0.0
-
-    async def count(self, key: str, day: int, per_day: int) -> bool:
-        return False
-
-
 def let_through(limits: Limits, limit: Limit, requests: int, key: str = "alice") -> int:
     """How many of so many requests pass."""
-
-    async def scenario() -> int:
-        passed = 0
-        for _ in range(requests):
-            try:
-                await limits.check(key, limit)
-                passed += 1
-            except TryLater:
-                pass
-        return passed
-
-    return asyncio.run(scenario())
+    passed = 0
+    for _ in range(requests):
+        try:
+            limits.check(key, limit)
+            passed += 1
+        except TryLater:
+            pass
+    return passed
 
 
 def refusal(limits: Limits, limit: Limit, key: str = "alice") -> TryLater:
     with pytest.raises(TryLater) as refused:
-        asyncio.run(limits.check(key, limit))
+        limits.check(key, limit)
     return refused.value
 
 
@@ -76,12 +58,19 @@ def test_without_a_limit_everything_passes() -> None:
     assert let_through(Limits(), Limit(), 100) == 100
 
 
-def test_it_says_whose_count_it_is() -> None:
-    assert Limits().scope == "replica"
-    assert "for each replica" in str(refusal(Limits(clock=lambda: 0.0), Limit(per_day=0)))
-    shared = Limits(Shared())
-    assert shared.scope == "installation"
-    assert "for each installation" in str(refusal(shared, Limit(per_day=1)))
+def test_a_refusal_says_whose_count_it_is() -> None:
+    limits, limit = Limits(clock=lambda: 0.0), Limit(per_day=1)
+    limits.check("alice", limit)
+    assert "of each replica" in str(refusal(limits, limit))
+    limits.hear({})
+    assert "of all replicas together" in str(refusal(limits, limit))
+    limits.take_back({})
+    assert "of each replica" in str(refusal(limits, limit))
+
+
+def test_a_limit_reads_as_it_is_typed() -> None:
+    assert str(Limit(2.5, 5, 1000)) == "2.5/s, 5 at once, 1000/day"
+    assert str(Limit(per_day=10)) == "10/day"
 
 
 @pytest.mark.parametrize("wrong", [{"per_second": 0}, {"per_second": -1}, {"burst": 0}, {"per_day": -1}])

@@ -26,3 +26,7 @@ def test_a_shifted_answer_is_refused(make_artifact: Callable[..., Path]) -> None
 def test_discrete_outputs_count_the_rows_that_differ() -> None:
     assert parity.difference(np.array([1, 2, 3, 4]), np.array([1, 2, 3, 5])) == 0.25
     assert parity.difference(np.zeros((2, 2)), np.zeros((2, 3))) == float("inf")
+
+
+def test_text_comes_back_as_the_bytes_that_the_model_gave() -> None:
+    assert parity.values("BYTES", ["é", "b"], [2, 1]).tolist() == [["é".encode()], [b"b"]]

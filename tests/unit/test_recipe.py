@@ -52,7 +52,7 @@ def test_an_unknown_datatype_lists_the_known_ones() -> None:
 
 
 def test_a_signature_survives_json() -> None:
-    assert Signature.from_json(Digits.signature.to_json()) == Digits.signature
+    assert Signature.from_json(Digits.signature.to_json(), Digits.signature.pictures) == Digits.signature
 
 
 def test_fitted_preprocessing_is_remade_from_its_state() -> None:

@@ -17,6 +17,7 @@ from tidepool.artifact import open_artifact
 from tidepool.serve import codecs
 from tidepool.serve.auth import Key, Keyring, digest
 from tidepool.serve.dataplane import Dataplane, Lineup, load_version
+from tidepool.serve.limits import Limit
 from tidepool.serve.rest import ModelApp
 
 PREFIX = "/v2/models/digits"
@@ -24,10 +25,12 @@ Send = Callable[..., httpx.Response]
 
 
 def keys() -> Keyring:
-    def key(id_: str, models: tuple[str, ...], expires: float | None = None) -> Key:
-        return Key(id_, id_, digest(id_), models, 0.0, expires)
+    def key(id_: str, models: tuple[str, ...] = ("*",), expires: float | None = None, **more: Any) -> Key:
+        return Key(id_, id_, digest(id_), models, 0.0, expires, **more)
 
-    return Keyring([key("good", ("*",)), key("other", ("iris",)), key("old", ("*",), 5.0)], clock=lambda: 10.0)
+    some = [key("good"), key("other", ("iris",)), key("old", expires=5.0)]
+    some += [key("reader", verbs=("read",)), key("slow", limit=Limit(per_second=0.5))]
+    return Keyring(some, clock=lambda: 10.0)
 
 
 @pytest.fixture
@@ -100,6 +103,20 @@ def test_a_key_that_does_not_open_the_model_is_refused(send: Send, key: str | No
 def test_a_key_may_come_as_x_api_key(send: Send) -> None:
     response = send("POST", "/infer", key=None, headers={"x-api-key": "good"}, content=infer_body())
     assert response.status_code == 200
+
+
+def test_a_key_that_may_read_alone_gets_metadata_and_no_answer(send: Send) -> None:
+    assert send("GET", "", key="reader").status_code == 200
+    response = send("POST", "/infer", key="reader", content=infer_body())
+    assert (response.status_code, "not for this" in response.json()["error"]) == (403, True)
+
+
+def test_a_key_over_its_rate_is_told_when_to_come_back(send: Send) -> None:
+    assert send("POST", "/infer", key="slow", content=infer_body()).status_code == 200
+    response = send("POST", "/infer", key="slow", content=infer_body())
+    assert (response.status_code, response.headers["retry-after"]) == (429, "2")
+    assert "rate limit" in response.json()["error"]
+    assert send("GET", "", key="slow").status_code == 200
 
 
 @pytest.mark.parametrize(

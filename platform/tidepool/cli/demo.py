@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,6 +107,7 @@ def _ask(settings: Settings, images: npt.NDArray[np.float32]) -> tuple[list[int]
 
 def _summary(settings: Settings, latencies: list[float], seconds: float) -> list[str]:
     from tidepool.cli.client import Client
+    from tidepool.cluster.environment import default_home
     from tidepool.cluster.local import running
     from tidepool.registry.client import Registry
 
@@ -125,11 +127,13 @@ def _summary(settings: Settings, latencies: list[float], seconds: float) -> list
     }
     with Client(settings) as client:
         curl = client.curl("digits", settings.root / "digits-request.json")
+    elsewhere = settings.root != default_home()
     return [
         *(f"  [bold]{name:<10}[/] {value}" for name, value in facts.items()),
         "",
         f"The service goes on. Ask it:\n  {curl}",
         "",
+        *([f"In another shell:\n  export TIDEPOOL_HOME={shlex.quote(str(settings.root))}", ""] if elsewhere else []),
         "Try next:",
         "  tidepool models                       # versions, aliases, metrics",
         f"  tidepool run {SPEC} --set params.hidden=256",

@@ -79,6 +79,7 @@ def follow(job: SubmittedJob, json: bool = False) -> Any:
     Raises:
         JobError: it failed or was stopped, with its own last error.
         ClusterError: the cluster went away meanwhile.
+        SystemExit: with 130 if the user interrupts, who is told that the job goes on.
     """
     import aiohttp
 
@@ -87,6 +88,14 @@ def follow(job: SubmittedJob, json: bool = False) -> Any:
         try:
             asyncio.run(_show(job, log))
             details = job.client.get_job_info(job.id)
+        except KeyboardInterrupt:
+            elsewhere = f" --address {job.client.get_address()}"
+            print(
+                f"\njob {job.id} goes on\n  follow it: ray job logs --follow {job.id}{elsewhere}\n"
+                f"  stop it:   ray job stop {job.id}{elsewhere}",
+                file=sys.stderr,
+            )
+            raise SystemExit(130) from None
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             raise ClusterError(
                 f"the cluster doesn't answer any more; job {job.id} may go on",

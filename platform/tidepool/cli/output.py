@@ -11,6 +11,8 @@ import typer
 
 JSON = typer.Option(False, "--json", help="Print JSON.")
 """The option of every verb that reports."""
+BESIDE = 2
+"""Spaces beside each column of a table."""
 
 
 def as_json(document: Any) -> None:
@@ -19,18 +21,39 @@ def as_json(document: Any) -> None:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
-    """Print a table; one line says so if there are no rows."""
+    """Print a table; one line says so if there are no rows. Where it is narrow, words go on the next line, whole."""
     from rich import box
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     if not rows:
         print(f"no {title or 'rows'}")
         return
-    grid = Table(*headings, title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for row in rows:
-        grid.add_row(*(str(cell) for cell in row))
-    Console().print(grid)
+    lines = [list(headings), *([str(cell) for cell in row] for row in rows)]
+    console = Console()
+    fitted = zip(headings, widths(lines, console.width), strict=True)
+    columns = [Column(heading, overflow="fold", width=width) for heading, width in fitted]
+    grid = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for line in lines[1:]:
+        grid.add_row(*line)
+    console.print(grid)
+
+
+def widths(lines: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Widths of a table's columns in a terminal `room` wide: what they hold, or less where that breaks no word.
+
+    >>> widths([["name", "says"], ["x", "one two"]], 13)
+    [4, 4]
+    """
+    columns = list(zip(*lines, strict=True))
+    wanted = [max(map(len, column)) for column in columns]
+    least = [max((len(word) for cell in column for word in cell.split()), default=0) for column in columns]
+    over = sum(wanted) + BESIDE * len(columns) + 1 - room
+    while over > 0 and wanted != least:
+        loosest = max(range(len(columns)), key=lambda at: wanted[at] - least[at])
+        wanted[loosest] -= 1
+        over -= 1
+    return wanted
 
 
 def when(seconds: float | None) -> str:

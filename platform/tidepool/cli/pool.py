@@ -45,7 +45,8 @@ def pool(context: typer.Context, json: bool = JSON) -> None:
         print("\n".join(bars(snapshot)))
         rows: list[list[object]] = []
         for app in snapshot.apps:
-            note = f"wants {app.asks} replicas" + (f", {app.pending} wait" if app.pending else "")
+            note = f"wants {app.asks} {'replica' if app.asks == 1 else 'replicas'}"
+            note += f", {app.pending} wait{'s' if app.pending == 1 else ''}" if app.pending else ""
             rows.append([app.name, "serving", f"{app.replicas * app.per_replica:g}", note])
         for run in snapshot.runs:
             note = f"{run.state}, {run.min_workers if not run.parkable else 0} to {run.max_workers} workers"

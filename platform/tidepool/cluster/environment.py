@@ -143,9 +143,10 @@ def process_environment(
         "PATH": _join(Path(sys.executable).parent, inherited.get("PATH")),  # a job's `python` is this one
         "PYTHONPATH": _join(project, inherited.get("PYTHONPATH")),
     }
-    for name, value in (("REGISTRY_URL", settings.registry_url), ("STORAGE_URL", settings.storage_url)):
+    for name in ("registry_url", "storage_url", "jwt_jwks"):
+        value = getattr(settings, name)
         if value is not None:
-            environment[f"TIDEPOOL_{name}"] = value
+            environment[f"TIDEPOOL_{name.upper()}"] = value
     return environment
 
 

@@ -97,7 +97,7 @@ def _withdraw(plan: Plan, pool: Snapshot) -> dict[str, int]:
         if promise.node in closing:
             plan.withdraw(promise, f"{promise.node} is about to go")
         elif have.get(promise.app, 0) >= asks.get(promise.app, 0):
-            plan.withdraw(promise, f"{promise.app} asks for {asks.get(promise.app, 0)} replicas and has as many")
+            plan.withdraw(promise, f"{promise.app} asks for {_replicas(asks.get(promise.app, 0))} and has as many")
         else:
             have[promise.app] += 1
     return have
@@ -137,6 +137,10 @@ def _missing(pool: Snapshot, spec: PolicySpec, have: Mapping[str, int], lent: fl
     return missing
 
 
+def _replicas(count: int) -> str:
+    return "1 replica" if count == 1 else f"{count} replicas"
+
+
 def _serve(plan: Plan, pool: Snapshot, missing: Sequence[App], fair: Mapping[str, int]) -> float:
     """A grant for every missing replica, where need be on accelerators that training yields.
 
@@ -148,7 +152,7 @@ def _serve(plan: Plan, pool: Snapshot, missing: Sequence[App], fair: Mapping[str
         return 0.0
     unplaced = 0.0
     guaranteed = {run.name: run.guaranteed for run in pool.runs}
-    reasons = {app.name: f"{app.name} asks for {app.asks} replicas and has {app.replicas}" for app in missing}
+    reasons = {app.name: f"{app.name} asks for {_replicas(app.asks)} and has {app.replicas}" for app in missing}
     for app in missing:
         why = reasons[app.name]
         if plan.grant(app, why):

@@ -54,7 +54,7 @@ class Digits(Recipe):
     """A perceptron with one hidden layer."""
 
     signature = Signature(
-        inputs=(TensorSpec("image", "FP32", (-1, PIXELS)),),
+        inputs=(TensorSpec("image", "FP32", (-1, PIXELS), picture=(8, 8)),),
         outputs=(TensorSpec("digit", "INT64", (-1,)), TensorSpec("probabilities", "FP32", (-1, CLASSES))),
     )
     columns = {  # noqa: RUF012
@@ -63,7 +63,7 @@ class Digits(Recipe):
     }
     target = "label"
     preprocessing = Scaling
-    features = (TensorSpec("pixels", "FP32", (-1, PIXELS)),)
+    features = (TensorSpec("pixels", "FP32", (-1, PIXELS), picture=(8, 8)),)
     predictions = (TensorSpec("logits", "FP32", (-1, CLASSES)),)
 
     def __init__(self, hidden: int = 128) -> None:

@@ -18,7 +18,7 @@ from tidepool import __version__
 from tidepool.artifact import open_artifact
 from tidepool.errors import ClusterError, ModelNotFound, TidepoolError
 from tidepool.pool import coordinator
-from tidepool.serve import autoscale, gateway, grpc, shortcut, versions
+from tidepool.serve import autoscale, gateway, grpc, jwks, shortcut, tallies, tokens, versions
 from tidepool.serve.auth import Key, KeyFile, Keyring
 from tidepool.serve.dataplane import Dataplane, Lineup, LoadedVersion, load_version
 from tidepool.serve.reception import Reception
@@ -45,7 +45,8 @@ class Model:
     async def __init__(self, name: str, serve_spec: dict[str, Any]) -> None:  # type: ignore[misc]
         spec = ServeSpec(**serve_spec)
         self._dataplane = Dataplane(name, int(spec.cache_mb * 1e6))
-        self._keyring = Keyring() if spec.auth == "api_key" else None
+        self._tokens = tokens.of(Settings()) if spec.auth == "jwt" else None
+        self._keyring = None if spec.auth == "none" else Keyring(tokens=self._tokens)
         self._max_body_bytes = int(spec.max_body_mb * 1e6)
         self._slo_s = spec.slo_p99_ms / 1e3
         self._max_waiting = spec.max_queued_requests if spec.max_queued_requests >= 0 else sys.maxsize
@@ -59,6 +60,12 @@ class Model:
             revision, value = await versions.keeper().wait.remote(topic)
             await apply(value)
             self._tasks.append(asyncio.create_task(versions.follow(topic, apply, revision)))
+        if self._keyring is not None:
+            self._tasks.append(asyncio.create_task(tallies.share(self._keyring.limits, tallies.teller())))
+        if self._keyring is not None and self._tokens is not None:
+            published = (self._tokens, str(Settings().jwt_jwks), self._keyring.forget)
+            await jwks.refresh(*published)
+            self._tasks.append(asyncio.create_task(jwks.follow(*published)))
 
         grpc.answer_with(self, grpc.Servicer(self._dataplane, self._keyring, self._max_body_bytes))
         # What is here now stays: the collector, which stops everything, needn't look at it again and again.

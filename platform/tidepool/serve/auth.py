@@ -1,7 +1,8 @@
-"""API keys: who may call. Checked in the replica, because every replica has a port of its own.
+"""API keys: who may do what, and how often. Checked in the replica, because every replica has a port of its own.
 
 A key is `tp_<id>_<secret>`, 160 random bits; only its sha256 is stored. With so many bits a slow hash adds nothing,
-and looking the hash up tells an attacker nothing about the key.
+and looking the hash up tells an attacker nothing about the key. What was let in once is remembered by its text, in
+memory alone, so that a request costs a look-up and no hash.
 """
 
 from __future__ import annotations
@@ -15,12 +16,22 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tidepool import storage
 from tidepool.errors import Forbidden, SpecError, StorageError, Unauthenticated
+from tidepool.serve.limits import Limit, Limits
+
+if TYPE_CHECKING:
+    from tidepool.serve.tokens import Tokens
 
 ANY_MODEL = "*"
+
+INFER, EXPLAIN, READ = "infer", "explain", "read"
+VERBS = (INFER, EXPLAIN, READ)
+"""What a key may be for: answers, explanations, and a model's metadata and statistics."""
+MOST_REMEMBERED = 4096
+"""Of those that were let in: the text, model and verb of each."""
 
 DAY_S = 86_400.0
 LONGEST_S = 36_500 * DAY_S
@@ -38,11 +49,17 @@ class Key:
     created: float
     expires: float | None
     """Seconds since the epoch, or None for never."""
+    verbs: tuple[str, ...] = VERBS
+    """What it is for, of each of its models."""
+    limit: Limit | None = None
+    """Of all its requests together, but for those that read."""
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Key:
-        """From a line of the keys file."""
-        return cls(**{**document, "models": tuple(document["models"])})
+        """From a line of the keys file; those of older ones have no verbs and no limit."""
+        limit = document.get("limit")
+        known = {**document, "models": tuple(document["models"]), "verbs": tuple(document.get("verbs", VERBS))}
+        return cls(**{**known, "limit": None if limit is None else Limit(**limit)})
 
 
 class KeyFile:
@@ -64,18 +81,28 @@ class KeyFile:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StorageError("the keys file can't be read", seen=f"{self._path}: {error}") from error
 
-    def create(self, name: str, models: Iterable[str] = (ANY_MODEL,), ttl_s: float | None = None) -> str:
+    def create(
+        self,
+        name: str,
+        models: Iterable[str] = (ANY_MODEL,),
+        ttl_s: float | None = None,
+        verbs: Iterable[str] = VERBS,
+        limit: Limit | None = None,
+    ) -> str:
         """Make a key and return it: the only time that it can be seen.
 
         Raises:
-            SpecError: it would never be good, or for longer than a century.
+            SpecError: it would never be good, or for longer than a century; or there is no such verb.
         """
+        verbs = tuple(verbs)
+        if unknown := [verb for verb in verbs if verb not in VERBS]:
+            raise SpecError("no such verb", seen=", ".join(unknown), allowed=", ".join(VERBS))
         if ttl_s is not None and not 0 < ttl_s <= LONGEST_S:
             raise SpecError("no such time for a key to last", seen=f"{ttl_s / DAY_S:g} days", allowed="0 to 36500 days")
         now = self._clock()
         id_, secret = secrets.token_hex(4), secrets.token_hex(20)
         text = f"tp_{id_}_{secret}"
-        key = Key(id_, name, digest(text), tuple(models), now, None if ttl_s is None else now + ttl_s)
+        key = Key(id_, name, digest(text), tuple(models), now, None if ttl_s is None else now + ttl_s, verbs, limit)
         with self._alone():
             self._write([*self.load(), key])
         return text
@@ -109,37 +136,66 @@ class KeyFile:
 
 
 class Keyring:
-    """The keys that a replica knows; replaced whole when they change."""
+    """The keys that a replica knows, replaced whole when they change; and tokens, if it takes them."""
 
-    def __init__(self, keys: Iterable[Key] = (), clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
+    def __init__(
+        self, keys: Iterable[Key] = (), clock: Callable[[], float] = time.time, tokens: Tokens | None = None
+    ) -> None:
+        self._clock, self._tokens = clock, tokens
+        self.limits = Limits(clock)
+        self._let_in: dict[tuple[str, str, str], Key] = {}
         self.replace(keys)
 
     def replace(self, keys: Iterable[Key]) -> None:
         """Know exactly these keys from now on."""
         self._by_digest = {key.sha256: key for key in keys}
+        self.forget()
 
-    def check(self, text: str | None, model: str) -> Key:
-        """The key that `text` is.
+    def forget(self) -> None:
+        """Look at everybody anew."""
+        self._let_in.clear()
+
+    def check(self, text: str, model: str, verb: str) -> Key:
+        """The key that `text` is, or the token's; `verb` of `VERBS` is counted against its limit unless it reads.
 
         Raises:
             Unauthenticated: no key, an unknown, revoked or expired one.
-            Forbidden: the key doesn't open this model.
+            Forbidden: the key doesn't open this model, or not for this.
+            TryLater: it has asked too often.
+            NotReady: it is a token, and the issuer's keys aren't there yet.
         """
+        asked = (text, model, verb)
+        key = self._let_in.get(asked) or self._let_anew(asked)
+        if key.expires is not None and key.expires < self._clock():
+            raise Unauthenticated("the API key or token has expired", seen=key.id, remedy="get a new one")
+        if key.limit is not None and verb != READ:
+            self.limits.check(key.id, key.limit)
+        return key
+
+    def _let_anew(self, asked: tuple[str, str, str]) -> Key:
+        key = self._known(*asked)
+        if len(self._let_in) >= MOST_REMEMBERED:
+            del self._let_in[next(iter(self._let_in))]
+        self._let_in[asked] = key
+        return key
+
+    def _known(self, text: str, model: str, verb: str) -> Key:
         if not text:
             raise Unauthenticated(
                 "an API key is needed",
                 remedy="send it as 'Authorization: Bearer <key>'; `tidepool keys create` makes one",
             )
+        if self._tokens is not None and text.count(".") == 2:
+            return self._tokens.check(text, model, verb)
         key = self._by_digest.get(digest(text))
         if key is None:
             raise Unauthenticated(
                 "the API key is not known", seen=f"{text[:6]}...", remedy="check it, or make a new one"
             )
-        if key.expires is not None and key.expires < self._clock():
-            raise Unauthenticated("the API key has expired", seen=key.id, remedy="make a new one")
         if ANY_MODEL not in key.models and model not in key.models:
             raise Forbidden("the API key doesn't open this model", seen=model, allowed=", ".join(key.models))
+        if verb not in key.verbs:
+            raise Forbidden("the API key is not for this", seen=verb, allowed=", ".join(key.verbs))
         return key
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
@@ -20,8 +21,9 @@ from tidepool import __version__, errors
 from tidepool.errors import RequestTooLarge, TidepoolError, UnknownModel
 from tidepool.serve import health, protobuf, protocol
 from tidepool.serve._pb2 import open_inference_pb2 as pb
-from tidepool.serve.auth import Keyring
+from tidepool.serve.auth import INFER, READ, Keyring
 from tidepool.serve.dataplane import Dataplane
+from tidepool.serve.queueing import TryLater
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +70,10 @@ class Context(Protocol):
         """Say why."""
         ...
 
+    def set_trailing_metadata(self, trailing_metadata: Sequence[tuple[str, str]]) -> None:
+        """Send this after the answer."""
+        ...
+
 
 Call = Callable[[Any, Any, Context], Awaitable[Any]]
 
@@ -87,6 +93,8 @@ def failing_softly(call: Call) -> Call:
             return await call(self, request, grpc_context)
         except TidepoolError as error:
             code, details = code_of(error), str(error)
+            if isinstance(error, TryLater):
+                grpc_context.set_trailing_metadata((("retry-after", str(math.ceil(error.retry_after_s))),))
         except Exception as error:
             log.exception("answering %s failed", call.__name__)
             code, details = grpc.StatusCode.INTERNAL, f"the model failed: {type(error).__name__}"
@@ -129,13 +137,13 @@ class Servicer:
     @failing_softly
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, grpc_context: Context) -> pb.ModelMetadataResponse:
         """The model's tensors and versions."""
-        self._admit(request.name, grpc_context)
+        self._admit(request.name, grpc_context, READ)
         return protobuf.model_metadata(self._dataplane.metadata(request.version or None))
 
     @failing_softly
     async def ModelInfer(self, request: pb.ModelInferRequest, grpc_context: Context) -> pb.ModelInferResponse:
         """Answer one request."""
-        self._admit(request.model_name, grpc_context)
+        key = self._admit(request.model_name, grpc_context, INFER)
         size = request.ByteSize()
         if size > self._max_message_bytes:
             raise RequestTooLarge(
@@ -144,14 +152,17 @@ class Servicer:
                 allowed=f"{self._max_message_bytes} bytes",
                 remedy="send fewer rows at once",
             )
-        response = await self._dataplane.infer(protobuf.decode(request), request.model_version or None)
+        response = await self._dataplane.infer(protobuf.decode(request), request.model_version or None, key)
         return protobuf.encode(response)
 
-    def _admit(self, model: str, grpc_context: Context) -> None:
-        if self._keyring is not None:
-            self._keyring.check(api_key(grpc_context), self._dataplane.model)
+    def _admit(self, model: str, grpc_context: Context, verb: str) -> str:
+        """The id of the caller's key, which is good for `verb`; empty where none is needed."""
+        key = (
+            "" if self._keyring is None else self._keyring.check(api_key(grpc_context), self._dataplane.model, verb).id
+        )
         if model != self._dataplane.model:
             raise UnknownModel("no such model is served here", seen=model, allowed=self._dataplane.model)
+        return key
 
 
 def api_key(grpc_context: Context) -> str:

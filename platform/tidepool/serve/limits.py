@@ -1,28 +1,27 @@
 """How much a key may ask: a rate with a burst, and a quota a day.
 
 The rate is a token bucket in the form of the generic cell rate algorithm (ITU-T I.371): one number a key, the time at
-which its bucket will be full again. Counts live in a `Store`. `LocalStore` is this replica's alone, so that n replicas
-together let n times as much through; a store that replicas share makes the limits whole. `Limits.scope` says which.
+which its bucket will be full again. A request is checked against numbers in this replica's memory, in about a
+microsecond and without waiting for anybody. Replicas tell each other what they let through by way of `tallies`, a few
+times a second: in between each goes by what it knows, and what was let through in excess is in everybody's buckets
+afterwards, so that a rate holds in the long run whatever the number of replicas.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
 
 from tidepool.errors import SpecError
 from tidepool.serve.queueing import try_later
 
 DAY_S = 86_400
 
-Scope = Literal["replica", "installation"]
-
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What one key may ask of one model."""
+    """What one key may ask."""
 
     per_second: float | None = None
     """Requests a second in the long run; None for no limit."""
@@ -35,73 +34,117 @@ class Limit:
         if (self.per_second is not None and self.per_second <= 0) or self.burst < 1 or (self.per_day or 0) < 0:
             raise SpecError("a limit needs a rate over 0, a burst of 1 or more and a quota of 0 or more", seen=self)
 
-
-class Store(Protocol):
-    """Where the counts live. Each call is one atomic step."""
-
-    scope: Scope
-
-    async def take(self, key: str, per_second: float, burst: int, now: float) -> float:
-        """Take one request from the bucket of `key`: 0 if it was there, else seconds until it is (nothing taken)."""
-        ...
-
-    async def count(self, key: str, day: int, per_day: int) -> bool:
-        """Count one request on `day` (since the epoch); False if the quota is used up (nothing counted)."""
-        ...
+    def __str__(self) -> str:
+        rate = f"{self.per_second:g}/s, {self.burst} at once" if self.per_second is not None else ""
+        return ", ".join(filter(None, [rate, f"{self.per_day}/day" if self.per_day is not None else ""]))
 
 
-class LocalStore:
-    """Counts in the memory of this replica."""
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What one replica let through of one key since it told last."""
 
-    scope: Scope = "replica"
+    requests: int
+    seconds: float
+    """By which its bucket will be full later: requests / rate."""
+    day: int
+    """Since the epoch, in UTC."""
 
-    def __init__(self) -> None:
-        self._full_at: dict[str, float] = {}
-        self._day, self._counts = 0, dict[str, int]()
 
-    async def take(self, key: str, per_second: float, burst: int, now: float) -> float:
-        """As `Store.take`."""
-        full_at, wait_s = bucket(self._full_at.get(key, 0.0), per_second, burst, now)
-        self._full_at[key] = full_at
-        return wait_s
+@dataclass(frozen=True, slots=True)
+class Total:
+    """What all replicas let through of one key."""
 
-    async def count(self, key: str, day: int, per_day: int) -> bool:
-        """As `Store.count`."""
-        if day != self._day:
-            self._day, self._counts = day, {}
-        used = self._counts.get(key, 0)
-        if used >= per_day:
-            return False
-        self._counts[key] = used + 1
-        return True
+    full_in_s: float
+    """Until its bucket is full."""
+    day: int
+    requests: int
+    """On that day."""
+
+
+@dataclass(slots=True)
+class _Meter:
+    """One key's numbers in this replica."""
+
+    full_at: float = 0.0
+    day: int = 0
+    requests: int = 0
+    """On that day, by all replicas as far as they are known."""
+    untold: int = 0
+    """Of these, those let through here since the last telling."""
+    seconds: float = 0.0
+    """Of the untold, as in `Use`."""
+    is_fresh: bool = True
+    """Whether the key has asked since the last telling."""
 
 
 class Limits:
     """Refuses what is over a key's limit."""
 
-    def __init__(self, store: Store | None = None, clock: Callable[[], float] = time.time) -> None:
-        self._store: Store = store or LocalStore()
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self.scope = self._store.scope
+        self._meters: dict[str, _Meter] = {}
+        self.shared = False
+        """Whether the last telling reached the other replicas; until one has, each counts for itself."""
 
-    async def check(self, key: str, limit: Limit) -> None:
+    def check(self, key: str, limit: Limit) -> None:
         """Count one request of `key`.
 
         Raises:
             TryLater: over the rate or the quota; `retry_after_s` is when the next one will be let through.
         """
         now = self._clock()
-        where = f" (counted for each {self.scope})"
+        meter = self._meters.get(key)
+        if meter is None:
+            meter = self._meters[key] = _Meter()
+        meter.is_fresh = True
+        day = int(now // DAY_S)
+        if day != meter.day:
+            meter.day, meter.requests, meter.untold = day, 0, 0
+        if limit.per_day is not None and meter.requests >= limit.per_day:
+            raise try_later(
+                "the key's quota is used up",
+                DAY_S - now % DAY_S,
+                seen=f"key {key}",
+                allowed=f"{limit.per_day} requests a day ({self._whose})",
+            )
         if limit.per_second is not None:
-            wait_s = await self._store.take(key, limit.per_second, limit.burst, now)
+            meter.full_at, wait_s = bucket(meter.full_at, limit.per_second, limit.burst, now)
             if wait_s > 0:
-                allowed = f"{limit.per_second:g} requests/s, {limit.burst} at once{where}"
+                allowed = f"{limit.per_second:g} requests/s, {limit.burst} at once ({self._whose})"
                 raise try_later("the key's rate limit is reached", wait_s, seen=f"key {key}", allowed=allowed)
-        if limit.per_day is not None:
-            day, of_day_s = divmod(now, DAY_S)
-            if not await self._store.count(key, int(day), limit.per_day):
-                allowed = f"{limit.per_day} requests a day{where}"
-                raise try_later("the key's quota is used up", DAY_S - of_day_s, seen=f"key {key}", allowed=allowed)
+            meter.seconds += 1 / limit.per_second
+        meter.requests += 1
+        meter.untold += 1
+
+    def tell(self) -> dict[str, Use]:
+        """What was let through since the last call, of each key that has asked since."""
+        uses = {}
+        for key, meter in self._meters.items():
+            if meter.is_fresh:
+                uses[key] = Use(meter.untold, meter.seconds, meter.day)
+                meter.untold, meter.seconds, meter.is_fresh = 0, 0.0, False
+        return uses
+
+    def take_back(self, uses: Mapping[str, Use]) -> None:
+        """What `tell` gave has reached nobody: give it again the next time."""
+        self.shared = False
+        for key, use in uses.items():
+            meter = self._meters[key]
+            meter.seconds, meter.is_fresh = meter.seconds + use.seconds, True
+            meter.untold += use.requests if use.day == meter.day else 0
+
+    def hear(self, totals: Mapping[str, Total]) -> None:
+        """Go by what all replicas let through, and what was let through here since it was told."""
+        self.shared, now = True, self._clock()
+        for key, total in totals.items():
+            meter = self._meters[key]
+            meter.full_at = now + total.full_in_s + meter.seconds
+            if total.day == meter.day:
+                meter.requests = total.requests + meter.untold
+
+    @property
+    def _whose(self) -> str:
+        return "of all replicas together" if self.shared else "of each replica"
 
 
 def bucket(full_at: float, per_second: float, burst: int, now: float) -> tuple[float, float]:

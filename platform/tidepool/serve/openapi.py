@@ -33,6 +33,9 @@ def document() -> Json:
             "content": {"application/json": {"schema": _ref("InferRequest"), "example": _EXAMPLE}},
         }
         paths[f"{base}/infer"] = {"post": infer}
+        explain = _operation("What an answer rests on", "InferResponse", parameters, (*_GUARDED, 413, 429))
+        explain["responses"]["200"]["content"]["image/png"] = {"schema": {"type": "string", "format": "binary"}}
+        paths[f"{base}/explain"] = {"post": {**explain, "requestBody": infer["requestBody"]}}
     return {
         "openapi": "3.0.3",
         "info": {"title": "tidepool", "version": __version__, "description": "Open Inference Protocol v2."},

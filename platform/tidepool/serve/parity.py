@@ -69,6 +69,11 @@ def _as_client(loaded: LoadedVersion, inputs: Tensors) -> Tensors:
     response = asyncio.run(dataplane.infer(codecs.decode(codecs.encode_request(inputs, datatypes))))
     document = orjson.loads(codecs.encode(response)[0])
     return {
-        tensor["name"]: np.array(tensor["data"], DATATYPES[tensor["datatype"]]).reshape(tensor["shape"])
-        for tensor in document["outputs"]
+        tensor["name"]: values(tensor["datatype"], tensor["data"], tensor["shape"]) for tensor in document["outputs"]
     }
+
+
+def values(datatype: str, data: list[Any], shape: list[int]) -> npt.NDArray[Any]:
+    """A tensor as a client reads it from JSON; BYTES are text there."""
+    items = [item.encode() for item in data] if datatype == "BYTES" else data
+    return np.array(items, DATATYPES[datatype]).reshape(shape)

@@ -13,10 +13,11 @@ import orjson
 
 from tidepool import errors
 from tidepool.errors import ClientGone, InvalidRequest, TidepoolError, UnknownModel
-from tidepool.serve import codecs
-from tidepool.serve.auth import Keyring
+from tidepool.serve import codecs, explaining
+from tidepool.serve.auth import EXPLAIN, INFER, READ, Keyring
 from tidepool.serve.body import Body, Receive, read_body, too_large
 from tidepool.serve.dataplane import Dataplane
+from tidepool.serve.protocol import InferResponse
 from tidepool.serve.queueing import TryLater, try_later
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ STATUS: dict[type[TidepoolError], int] = {
 
 JSON = (b"content-type", b"application/json")
 OCTETS = (b"content-type", b"application/octet-stream")
+PNG = (b"content-type", b"image/png")
 BINARY_LENGTH = b"inference-header-content-length"
 
 
@@ -74,17 +76,17 @@ class ModelApp:
             answer = _failure(error, self._dataplane.model)
         await respond(send, *answer)
 
-    def enter(self, headers: Mapping[bytes, bytes], length: int) -> str:
-        """Let in a request to infer that will be `length` bytes long, or 0 where that isn't known; who was let in
-        leaves. Returns the id of its API key, empty where none is needed.
+    def enter(self, headers: Mapping[bytes, bytes], length: int, verb: str = INFER) -> str:
+        """Let in a request to infer or to explain, by `verb`, that will be `length` bytes long, or 0 where that isn't
+        known; who was let in leaves. Returns the id of its API key, empty where none is needed.
 
         Raises:
             Unauthenticated: no good key.
-            Forbidden: the key doesn't open this model.
-            TryLater: the replica has its hands full.
+            Forbidden: the key doesn't open this model, or not for this.
+            TryLater: the replica has its hands full, or the key has asked too often.
             RequestTooLarge: it is longer than allowed.
         """
-        key = self._authorize(headers)
+        key = self._authorize(headers, verb)
         if self.in_air >= self._max_in_air:
             raise try_later("the replica has its hands full", self._dataplane.backlog_s, seen=f"{self.in_air} requests")
         if length > self._max_body_bytes:
@@ -100,13 +102,9 @@ class ModelApp:
         """The answer to a request that was let in, a failure included."""
         try:
             request = codecs.decode(body, _json_length(headers))
-            response = await self._dataplane.infer(request, version, key)
-            content, json_length = codecs.encode(response)
+            return _encoded(await self._dataplane.infer(request, version, key))
         except Exception as error:
             return _failure(error, self._dataplane.model)
-        if json_length is None:
-            return 200, [JSON], content
-        return 200, [OCTETS, (BINARY_LENGTH, b"%d" % json_length)], content
 
     async def _answer(self, scope: Scope, receive: Receive) -> Answer:
         path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
@@ -115,6 +113,10 @@ class ModelApp:
                 return await self._infer(scope, receive, None)
             case ["versions", version, "infer"]:
                 return await self._infer(scope, receive, version)
+            case ["explain"]:
+                return await self._infer(scope, receive, None, EXPLAIN)
+            case ["versions", version, "explain"]:
+                return await self._infer(scope, receive, version, EXPLAIN)
             case ["ready"]:
                 return self._ready(scope, None)
             case ["versions", version, "ready"]:
@@ -129,18 +131,27 @@ class ModelApp:
                 return self._told(scope, self._dataplane.statistics, version)
         raise UnknownModel("no such path", seen=scope["path"], allowed="see /docs")
 
-    async def _infer(self, scope: Scope, receive: Receive, version: str | None) -> Answer:
+    async def _infer(self, scope: Scope, receive: Receive, version: str | None, verb: str = INFER) -> Answer:
         if scope["method"] != "POST":
             return _wrong_method(b"POST")
         headers = dict(scope["headers"])
         declared = headers.get(b"content-length", b"0")
-        key = self.enter(headers, int(declared) if declared.isdigit() else 0)
+        key = self.enter(headers, int(declared) if declared.isdigit() else 0, verb)
         try:
             body = await read_body(headers, receive, self._max_body_bytes)
+            if verb == EXPLAIN:
+                return await _unless_gone(self._explain(headers, body, version, key), receive)
             answering = self.infer(headers, body, version, key)
             return await (_unless_gone(answering, receive) if self._dataplane.is_busy else answering)
         finally:
             self.leave()
+
+    async def _explain(self, headers: Mapping[bytes, bytes], body: Body, version: str | None, key: str) -> Answer:
+        request = codecs.decode(body, _json_length(headers))
+        explained = await explaining.explain(self._dataplane, request, version, key)
+        if PNG[1] in headers.get(b"accept", b""):
+            return 200, [PNG], explained.picture()
+        return _encoded(explained.response(self._dataplane.model))
 
     def _ready(self, scope: Scope, version: str | None) -> Answer:
         if scope["method"] not in ("GET", "HEAD"):
@@ -152,15 +163,15 @@ class ModelApp:
     def _told(self, scope: Scope, tell: Callable[[str | None], dict[str, Any]], version: str | None) -> Answer:
         if scope["method"] not in ("GET", "HEAD"):
             return _wrong_method(b"GET, HEAD")
-        self._authorize(dict(scope["headers"]))
+        self._authorize(dict(scope["headers"]), READ)
         return 200, [JSON], orjson.dumps(tell(version))
 
-    def _authorize(self, headers: Mapping[bytes, bytes]) -> str:
-        """The id of the caller's key, empty where none is needed."""
+    def _authorize(self, headers: Mapping[bytes, bytes], verb: str) -> str:
+        """The id of the caller's key, which is good for `verb`; empty where none is needed."""
         if self._keyring is None:
             return ""
         text = headers.get(b"x-api-key") or headers.get(b"authorization", b"").removeprefix(b"Bearer ")
-        return self._keyring.check(text.decode("latin-1").strip(), self._dataplane.model).id
+        return self._keyring.check(text.decode("latin-1").strip(), self._dataplane.model, verb).id
 
 
 async def _unless_gone(answering: Coroutine[Any, Any, Answer], receive: Receive) -> Answer:
@@ -207,6 +218,13 @@ async def respond(send: Send, status: int, headers: Headers, body: bytes) -> Non
     headers = [*headers, (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def _encoded(response: InferResponse) -> Answer:
+    content, json_length = codecs.encode(response)
+    if json_length is None:
+        return 200, [JSON], content
+    return 200, [OCTETS, (BINARY_LENGTH, b"%d" % json_length)], content
 
 
 def _wrong_method(allowed: bytes) -> Answer:
