@@ -24,7 +24,8 @@
         ├── UnknownModel      no such model or version is served here
         ├── Overloaded        the queue is full, or the deadline can't be met
         ├── ClientGone        the client went away before its answer was there
-        └── NotReady          the model is still being loaded
+        ├── NotReady          the model is still being loaded
+        └── DoesNotFit        a shared model is larger than the memory of all of them together
 
 None of them knows HTTP, gRPC or exit codes: `serve.rest`, `serve.grpc` and `cli.main` hold one table each.
 """
@@ -167,3 +168,7 @@ class ClientGone(RequestError):
 
 class NotReady(RequestError):
     """The model is still being loaded."""
+
+
+class DoesNotFit(RequestError):
+    """A shared model is larger than the memory of all of them together."""

@@ -35,6 +35,11 @@ class Settings(BaseSettings):
     jwt_jwks: str | None = Field(None, description="The issuer's keys: an https:// URL or a JSON file.")
     jwt_claim: str = Field("scope", description="The claim that names what a token opens, as `model:verb`.")
 
+    shared_mb: float = Field(512.0, gt=0, description="Memory of all shared models together, in each replica.")
+    shared_replicas: int = Field(
+        1, ge=1, description="Replicas that shared models have, each of which serves them all."
+    )
+
     @field_validator("storage_url")
     @classmethod
     def _absolute(cls, url: str | None) -> str | None:
@@ -69,6 +74,11 @@ class Settings(BaseSettings):
     def keys_file(self) -> Path:
         """Hashed API keys."""
         return self.root / "keys.json"
+
+    @property
+    def roster_file(self) -> Path:
+        """Models that share replicas, and how each is served."""
+        return self.root / "shared.json"
 
     @property
     def quotas_file(self) -> Path:

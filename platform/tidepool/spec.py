@@ -137,6 +137,10 @@ class ExportSpec(Section):
 class ServeSpec(Section):
     """How the model is served."""
 
+    placement: Literal["dedicated", "shared"] = Field(
+        "dedicated", description="Replicas of its own, or those that all shared models have together."
+    )
+    prewarm: bool = Field(False, description="A shared model: loaded before the first request.")
     num_replicas: Bounds = Field((1, 1), description="Replicas: one integer, or [min, max] to autoscale.")
     num_cpus: float = Field(0.25, ge=0, description="Logical CPUs that a replica reserves.")
     slo_p99_ms: float = Field(100.0, gt=0, description="Latency that 99 % of answers must meet, in milliseconds.")
@@ -148,6 +152,12 @@ class ServeSpec(Section):
     max_queued_requests: int = Field(512, ge=-1, description="Requests that may wait; -1 for no bound.")
     cache_mb: float = Field(0.0, ge=0, description="Answers that a replica keeps, in megabytes; 0 for none.")
     max_body_mb: float = Field(64.0, gt=0, description="Largest request body, in megabytes.")
+
+    @model_validator(mode="after")
+    def _shared_models_have_no_replicas(self) -> Self:
+        if self.placement == "shared" and (self.num_replicas != (1, 1) or self.accelerator not in ("auto", "CPU")):
+            raise ValueError("num_replicas and accelerator are not for shared models: TIDEPOOL_SHARED_REPLICAS is")
+        return self
 
 
 class PoolSpec(Section):

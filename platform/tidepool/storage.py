@@ -7,6 +7,7 @@ every other file, and its own. On a local disk the folder is built beside its pl
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -67,6 +68,17 @@ def write_json(path: Path, document: Any, mode: int = 0o644) -> None:
     """Write JSON so that a reader sees the old file or the new one, never a part."""
     with explained("write", path):
         _replace(path, json.dumps(document, indent=2).encode(), mode)
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Others who change this file wait: between reading and writing, what they did would be lost."""
+    with explained("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_suffix(".lock").open("a")
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def write_file(folder: str, name: str, content: bytes) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from tidepool.registry.client import Registry
 from tidepool.serve import app
 from tidepool.serve.auth import KeyFile
 from tidepool.serve.limits import Limit
+from tidepool.serve.rollout import announce, await_answer
 from tidepool.settings import Settings
 
 ZEROS = {"inputs": [{"name": "image", "shape": [1, 64], "datatype": "FP32", "data": [0] * 64}]}
@@ -73,7 +74,7 @@ def digits(service: Service, make_artifact: Callable[..., Path]) -> Service:
         service.registry.promote("digits", 1)
         app.deploy(service.settings, "digits", service.port)
     service.registry.promote("digits", 1)
-    app.announce("digits")
+    announce("digits")
     service.await_version("1")
     return service
 
@@ -91,13 +92,33 @@ def test_an_answer_names_model_and_version(digits: Service) -> None:
 
 def test_promote_and_rollback_change_the_answer(digits: Service) -> None:
     digits.registry.promote("digits", 2)
-    app.announce("digits")
+    announce("digits")
     digits.await_version("2")
     assert digits.ask().json()["outputs"][0]["data"] == [2]
     assert digits.ask("digits/versions/1").json()["model_version"] == "1"
     digits.registry.rollback("digits")
-    app.announce("digits")
+    announce("digits")
     digits.await_version("1")
+
+
+def test_small_models_share_a_replica(service: Service, make_artifact: Callable[..., Path]) -> None:
+    for number, name in enumerate(("red", "blue")):
+        artifact = open_artifact(str(make_artifact(number, name=name, serve={"placement": "shared"})))
+        service.registry.promote(name, service.registry.register(artifact).version)
+        app.deploy(service.settings, name, service.port)
+    for number, name in enumerate(("red", "blue", "red")):
+        answer = service.ask(name).json()
+        assert (answer["model_name"], answer["outputs"][0]["data"]) == (name, [number % 2])
+    stats = httpx.get(f"{service.url}/v2/models/red/stats", headers={"x-api-key": service.key}).json()
+    assert (stats["shelf"]["loads"], stats["shelf"]["hits"]) == (1, 1)
+    assert service.ask("red", key="wrong").status_code == 401
+    index = httpx.post(f"{service.url}/v2/repository/index").json()
+    assert {"red", "blue"} <= {model["name"] for model in index}
+    app.undeploy(service.settings, "red")
+    _await(lambda: service.ask("red").status_code == 404)
+    assert service.ask("blue").status_code == 200
+    app.undeploy(service.settings, "blue")
+    assert not any(model["name"] == "blue" for model in httpx.post(f"{service.url}/v2/repository/index").json())
 
 
 def test_a_version_whose_bytes_are_damaged_is_not_promoted(digits: Service, make_artifact: Callable[..., Path]) -> None:
@@ -108,7 +129,7 @@ def test_a_version_whose_bytes_are_damaged_is_not_promoted(digits: Service, make
     model.write_bytes(content)
     with pytest.raises(CorruptionError, match=r"model\.onnx"):
         digits.registry.promote("digits", third.version)
-    app.announce("digits")
+    announce("digits")
     assert digits.registry.version("digits").version == 1
     assert digits.ask().json()["model_version"] == "1"
     shutil.rmtree(third.uri)
@@ -117,18 +138,18 @@ def test_a_version_whose_bytes_are_damaged_is_not_promoted(digits: Service, make
 def test_keys_take_effect_at_once(digits: Service) -> None:
     keys = KeyFile(digits.settings.keys_file)
     text = keys.create("guest", ["iris"])
-    app.announce(keys=True)
+    announce(keys=True)
     assert digits.ask(key="wrong").status_code == 401
     _await(lambda: digits.ask(key=text).status_code == 403)
     keys.revoke(keys.load()[-1].id)
-    app.announce(keys=True)
+    announce(keys=True)
     _await(lambda: digits.ask(key=text).status_code == 401)
 
 
 def test_a_quota_is_told_to_the_keeper_of_all_replicas(digits: Service) -> None:
     keys = KeyFile(digits.settings.keys_file)
     text = keys.create("guest", limit=Limit(per_day=2))
-    app.announce(keys=True)
+    announce(keys=True)
     _await(lambda: digits.ask(key=text).status_code == 200)
     assert digits.ask(key=text).status_code == 200
     refused = digits.ask(key=text)
@@ -166,7 +187,7 @@ def test_a_deployment_that_fails_leaves_the_others_alone(digits: Service) -> Non
     with pytest.raises(ModelNotFound, match="iris"):
         app.deploy(digits.settings, "iris", digits.port)
     with pytest.raises(ModelNotFound, match="digits"):
-        app.undeploy("iris")
+        app.undeploy(digits.settings, "iris")
     assert _replicas(digits) == before
     assert digits.ask().status_code == 200
 
@@ -179,7 +200,7 @@ def test_a_replica_has_neither_torch_nor_mlflow() -> None:
 
 def test_a_port_that_nobody_answers_on_is_reported() -> None:
     with pytest.raises(ClusterError, match="doesn't answer"):
-        app.await_answer(_free_port(), "/v2/health/ready", deadline_s=0.2)
+        await_answer(_free_port(), "/v2/health/ready", deadline_s=0.2)
 
 
 def _replicas(service: Service) -> set[str]:

@@ -36,3 +36,9 @@ def test_only_what_is_below_the_models_own_path_goes_to_it(seen: list[tuple[str,
 
 def test_the_model_sees_its_own_root_path(seen: list[tuple[str, str]]) -> None:
     assert [root for _, root in seen[:3]] == ["/v2/models/digits", "/v2/models/digits", ""]
+
+
+def test_a_model_that_is_taken_away_answers_no_more() -> None:
+    shortcut.publish("/v2/models/iris", Any)  # type: ignore[arg-type]
+    shortcut.unpublish("/v2/models/iris")
+    assert shortcut.published("/v2/models/iris") is None

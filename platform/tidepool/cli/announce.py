@@ -26,7 +26,7 @@ def _tell(models: tuple[str, ...], keys: bool) -> None:
     from ray.exceptions import RayError
 
     from tidepool.errors import ClusterError
-    from tidepool.serve.app import announce as tell
+    from tidepool.serve.rollout import announce as tell
 
     try:
         tell(*models, keys=keys)

@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def deploy(name: str = NAME, json: bool = JSON) -> None:
-    """Put a model's champion into service, as an application of its own; others are left alone."""
+    """Put a model's champion into service, with replicas of its own or shared ones; others are left alone."""
     from tidepool.cluster.local import connect, running, stay_here
     from tidepool.serve.app import deploy as deploy_application
     from tidepool.settings import Settings
@@ -43,8 +43,9 @@ def undeploy(name: str = NAME, json: bool = JSON) -> None:
     from tidepool.serve.app import undeploy as undeploy_application
     from tidepool.settings import Settings
 
-    with connect(Settings()):
-        undeploy_application(name)
+    settings = Settings()
+    with connect(settings):
+        undeploy_application(settings, name)
     if json:
         as_json({"name": name})
     else:

@@ -17,6 +17,7 @@ for argument; do
     [ "$previous" = -f ] && config=$argument
     previous=$argument
 done
+shared=$(sed -n 's/^ *acl is_\(.*\) req.hdr(application) -m str _shared$/\1/p' "$config")
 gateway=$(sed -n 's/^ *acl is_\(.*\) req.hdr(application) -m str gateway$/\1/p' "$config")
 sed -i -e 's/bind :@METRICS@$/bind 127.0.0.1:@METRICS@/' \
     -e 's/bind \*:@STATS@$/bind 127.0.0.1:@STATS@/' \
@@ -29,7 +30,9 @@ sed -i -e 's/bind :@METRICS@$/bind 127.0.0.1:@METRICS@/' \
     http-request wait-for-body time 10s at-least 256 if names_a_model !is_routed\
     http-request set-header application %[req.body,bytes(5),protobuf(1)] if names_a_model !is_routed !is_compressed' \
     "$config"
-[ -n "$gateway" ] && sed -i -e "s/default_backend default_grpc_backend$/default_backend $gateway/" "$config"
+grpc='default_backend default_grpc_backend$'
+[ -n "$shared" ] && sed -i -e "s/^ *$grpc/    use_backend $shared if is_routed\n&/" "$config"
+[ -n "$gateway" ] && sed -i -e "s/$grpc/default_backend $gateway/" "$config"
 exec '@BINARY@' "$@"
 """
 
@@ -59,8 +62,9 @@ def program(run: Path, binary: Path, block: Block) -> Path:
     - No log line for each request; what went wrong is still logged.
     - Its own errors have the protocol's one shape.
     - gRPC calls that don't name their application, as those of standard clients, get the model that their message
-      names. Calls about no model go to the gateway; so do those about a model that isn't there, and compressed
-      messages, which HAProxy can't read.
+      names; if that has no application of its own, it is for the shared models' one to answer. Calls about no model go
+      to the gateway; so do compressed messages, which HAProxy can't read, and where no model is shared those about one
+      that isn't there.
     """
     page = run / "unavailable.http"
     headers = ("content-type: application/json", "retry-after: 1", f"content-length: {len(NO_REPLICA)}")

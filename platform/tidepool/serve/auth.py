@@ -7,13 +7,11 @@ memory alone, so that a request costs a look-up and no hash.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,7 +101,7 @@ class KeyFile:
         id_, secret = secrets.token_hex(4), secrets.token_hex(20)
         text = f"tp_{id_}_{secret}"
         key = Key(id_, name, digest(text), tuple(models), now, None if ttl_s is None else now + ttl_s, verbs, limit)
-        with self._alone():
+        with storage.alone(self._path):
             self._write([*self.load(), key])
         return text
 
@@ -113,23 +111,13 @@ class KeyFile:
         Raises:
             SpecError: no key of that id.
         """
-        with self._alone():
+        with storage.alone(self._path):
             keys = self.load()
             found = [key for key in keys if key.id == id_]
             if not found:
                 raise SpecError("no such key", seen=id_, allowed=", ".join(key.id for key in keys) or "none exist")
             self._write([key for key in keys if key.id != id_])
         return found[0]
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Others who change the keys wait: between reading and writing, what they did would be lost."""
-        with storage.explained("write", self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            lock = self._path.with_suffix(".lock").open("a")
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
 
     def _write(self, keys: list[Key]) -> None:
         storage.write_json(self._path, [asdict(key) for key in keys], mode=0o600)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -91,7 +92,9 @@ class Batcher:
         self.ran_s = 0.0
         """Seconds for which the worker threads have run."""
         self._chosen_at = -RECHOOSE_RUNS
-        self._queue: FairQueue[_Waiting] = FairQueue(self._drain, max_requests, max_bytes)
+        # By a weak reference: who lets go of a batcher wants its memory at once, and not when the collector comes by.
+        me = weakref.proxy(self)
+        self._queue: FairQueue[_Waiting] = FairQueue(lambda size: me._drain(size), max_requests, max_bytes)
         self._pool = pool or ThreadPoolExecutor(workers, thread_name_prefix="engine")
         self._jobs: deque[float] = deque()
         """Predicted seconds of each batch that the worker threads have."""

@@ -10,6 +10,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -88,6 +89,15 @@ class Dataplane:
             raise NotReady(f"{self.model} is still being loaded", remedy="try again in a moment")
         return self._lineup
 
+    @property
+    def versions(self) -> Mapping[str, LoadedVersion]:
+        """The versions in memory: none, before the first is."""
+        return {} if self._lineup is None else self._lineup.versions
+
+    def held(self) -> AbstractAsyncContextManager[None]:
+        """The versions stay in memory for the length of a block. Here they do in any case."""
+        return nullcontext()
+
     def choose(self, version: str | None) -> LoadedVersion:
         """The version asked for, or the champion.
 
@@ -145,17 +155,17 @@ class Dataplane:
     @property
     def is_busy(self) -> bool:
         """Whether a request may have to wait for others."""
-        return self._lineup is not None and any(loaded.batcher.is_busy for loaded in self._lineup.versions.values())
+        return any(loaded.batcher.is_busy for loaded in self.versions.values())
 
     @property
     def ran_s(self) -> float:
         """Seconds for which the engines of the present versions have run, apart from the event loop."""
-        return sum(loaded.batcher.ran_s for loaded in self._lineup.versions.values()) if self._lineup else 0.0
+        return sum(loaded.batcher.ran_s for loaded in self.versions.values())
 
     @property
     def backlog_s(self) -> float:
         """Predicted seconds until all that waits now is answered."""
-        return sum(loaded.batcher.load.seconds for loaded in self._lineup.versions.values()) if self._lineup else 0.0
+        return sum(loaded.batcher.load.seconds for loaded in self.versions.values())
 
     def metadata(self, version: str | None = None) -> dict[str, Any]:
         """The model's metadata as the protocol has it."""

@@ -1,7 +1,7 @@
 """The application at `/`: what a server says of itself, and `/docs`.
 
-Models have applications of their own at longer prefixes; whatever reaches this one below `/v2/models/` names a model
-that isn't served.
+Models have applications at longer prefixes, of their own or one for all shared ones; whatever reaches this one below
+`/v2/models/` names a model that isn't served.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from fastapi.staticfiles import StaticFiles
 
 from tidepool import __version__
 from tidepool.errors import UnknownModel
-from tidepool.serve import openapi, protocol
+from tidepool.serve import openapi, protocol, versions
 from tidepool.serve.rest import error_body, status_of
 
-APPLICATION = "gateway"
+APPLICATION, SHARED_APPLICATION = "gateway", "_shared"
+"""No model can have the latter's name."""
 MODEL_PREFIX = "/v2/models/"
 
 
@@ -78,11 +79,9 @@ def _explain_failures(app: FastAPI, served: Callable[[], list[dict[str, str]]]) 
     async def unknown(request: Request, error: Any) -> Response:
         path = request.url.path
         if path.startswith(MODEL_PREFIX):
-            models = ", ".join(model["name"] for model in await asyncio.to_thread(served))
-            name = path.removeprefix(MODEL_PREFIX).split("/")[0]
-            error = UnknownModel("no such model is served", seen=name, allowed=models or "none is deployed")
-        else:
-            error = UnknownModel("no such path", seen=path, allowed="see /docs")
+            status, body = await no_such_model(path.removeprefix(MODEL_PREFIX).split("/")[0], served)
+            return Response(body, status, media_type="application/json")
+        error = UnknownModel("no such path", seen=path, allowed="see /docs")
         return Response(error_body(str(error)), status_of(error), media_type="application/json")
 
     @app.exception_handler(405)
@@ -96,12 +95,24 @@ def _explain_failures(app: FastAPI, served: Callable[[], list[dict[str, str]]]) 
         return Response(body, 500, media_type="application/json")
 
 
+async def no_such_model(name: str, served: Callable[[], list[dict[str, str]]]) -> tuple[int, bytes]:
+    """Status and body of the answer about a model that isn't among those that `served` lists."""
+    models = ", ".join(model["name"] for model in await asyncio.to_thread(served))
+    error = UnknownModel("no such model is served", seen=name, allowed=models or "none is deployed")
+    return status_of(error), error_body(str(error))
+
+
 def served_models() -> list[dict[str, str]]:
-    """The repository index: every model with an application, and its state."""
+    """The repository index: every model with an application, or a place in that of the shared ones, and its state."""
+    import ray
     from ray import serve
 
-    return [
-        {"name": name, "state": "READY" if status.status == "RUNNING" else "UNAVAILABLE", "reason": status.message}
-        for name, status in serve.status().applications.items()
-        if name != APPLICATION
-    ]
+    found = []
+    for name, status in serve.status().applications.items():
+        state = {"state": "READY" if status.status == "RUNNING" else "UNAVAILABLE", "reason": status.message}
+        if name == SHARED_APPLICATION:
+            _, roster = ray.get(versions.keeper().wait.remote(versions.SHARED))
+            found += [{"name": model, **state} for model in roster]
+        elif name != APPLICATION:
+            found.append({"name": name, **state})
+    return found

@@ -49,6 +49,7 @@ CODES: dict[type[TidepoolError], grpc.StatusCode] = {
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.ClientGone: grpc.StatusCode.CANCELLED,
     errors.NotReady: grpc.StatusCode.UNAVAILABLE,
+    errors.DoesNotFit: grpc.StatusCode.FAILED_PRECONDITION,
 }
 """Status code of each kind of failure; a subclass has its nearest ancestor's."""
 MAX_DETAILS = 800
@@ -138,7 +139,8 @@ class Servicer:
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, grpc_context: Context) -> pb.ModelMetadataResponse:
         """The model's tensors and versions."""
         self._admit(request.name, grpc_context, READ)
-        return protobuf.model_metadata(self._dataplane.metadata(request.version or None))
+        async with self._dataplane.held():
+            return protobuf.model_metadata(self._dataplane.metadata(request.version or None))
 
     @failing_softly
     async def ModelInfer(self, request: pb.ModelInferRequest, grpc_context: Context) -> pb.ModelInferResponse:

@@ -27,13 +27,13 @@ def document() -> Json:
         paths[f"{base}/stats"] = {
             "get": _operation("What the replica asked has done", "Statistics", parameters, _GUARDED)
         }
-        infer = _operation("Answer a request", "InferResponse", parameters, (*_GUARDED, 413, 429))
+        infer = _operation("Answer a request", "InferResponse", parameters, (*_GUARDED, 413))
         infer["requestBody"] = {
             "required": True,
             "content": {"application/json": {"schema": _ref("InferRequest"), "example": _EXAMPLE}},
         }
         paths[f"{base}/infer"] = {"post": infer}
-        explain = _operation("What an answer rests on", "InferResponse", parameters, (*_GUARDED, 413, 429))
+        explain = _operation("What an answer rests on", "InferResponse", parameters, (*_GUARDED, 413))
         explain["responses"]["200"]["content"]["image/png"] = {"schema": {"type": "string", "format": "binary"}}
         paths[f"{base}/explain"] = {"post": {**explain, "requestBody": infer["requestBody"]}}
     return {
@@ -88,8 +88,9 @@ _STATUSES = {
     429: "Too many requests are waiting",
     500: "The model failed",
     503: "The model is still being loaded",
+    507: "The model is larger than the memory of all shared models",
 }
-_GUARDED = (400, 401, 403, 404, 500, 503)
+_GUARDED = (400, 401, 403, 404, 429, 500, 503, 507)
 _TEXT: Json = {"type": "string"}
 _FLAG: Json = {"type": "boolean"}
 _FREE: Json = {"type": "object", "additionalProperties": True}

@@ -20,12 +20,24 @@ OWN = (APPLICATION, "user-agent", "grpc-", ":")
 """How metadata begins that isn't passed on."""
 
 
+def subject(call: str, request: Any) -> str:
+    """The model that a call is about."""
+    return str(request.model_name if call == "ModelInfer" else request.name)
+
+
+def refuse(model: str, grpc_context: Any) -> None:
+    """Say that there is no such model."""
+    unknown = UnknownModel("no such model is served", seen=model)
+    grpc_context.set_code(code_of(unknown))
+    grpc_context.set_details(str(unknown))
+
+
 def _about_a_model(name: str) -> Callable[[Any, Any, Any], Awaitable[Any]]:
     """Ask the front end again, naming the model in the metadata; who came with a name asked for none that is served."""
     asked, given = CALLS[name]
 
     async def answer(self: Reception, request: Any, grpc_context: Any) -> Any:
-        model = request.model_name if name == "ModelInfer" else request.name
+        model = subject(name, request)
         metadata = [(key, value) for key, value in grpc_context.invocation_metadata() if not key.startswith(OWN)]
         if APPLICATION not in dict(grpc_context.invocation_metadata()):
             call = self.channel.unary_unary(f"/{SERVICE}/{name}", asked.SerializeToString, given.FromString)
@@ -36,15 +48,29 @@ def _about_a_model(name: str) -> Callable[[Any, Any, Any], Awaitable[Any]]:
                 grpc_context.set_code(error.code())
                 grpc_context.set_details(error.details())
         elif name != "ModelReady":  # a model that isn't there isn't ready, which is no error
-            unknown = UnknownModel("no such model is served", seen=model)
-            grpc_context.set_code(code_of(unknown))
-            grpc_context.set_details(str(unknown))
+            refuse(model, grpc_context)
         return given()
 
     return answer
 
 
-class Reception:
+class Desk:
+    """The calls about no model."""
+
+    async def ServerLive(self, request: pb.ServerLiveRequest, grpc_context: Any) -> pb.ServerLiveResponse:
+        """The server answers."""
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: pb.ServerReadyRequest, grpc_context: Any) -> pb.ServerReadyResponse:
+        """It takes requests."""
+        return pb.ServerReadyResponse(ready=True)
+
+    async def ServerMetadata(self, request: pb.ServerMetadataRequest, grpc_context: Any) -> pb.ServerMetadataResponse:
+        """Name, version and extensions of the server."""
+        return server_metadata()
+
+
+class Reception(Desk):
     """The protocol's calls at the gateway."""
 
     def __init__(self, address: str) -> None:
@@ -59,18 +85,6 @@ class Reception:
             unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
             self._channel = grpc.aio.insecure_channel(self._address, unlimited)
         return self._channel
-
-    async def ServerLive(self, request: pb.ServerLiveRequest, grpc_context: Any) -> pb.ServerLiveResponse:
-        """The server answers."""
-        return pb.ServerLiveResponse(live=True)
-
-    async def ServerReady(self, request: pb.ServerReadyRequest, grpc_context: Any) -> pb.ServerReadyResponse:
-        """It takes requests."""
-        return pb.ServerReadyResponse(ready=True)
-
-    async def ServerMetadata(self, request: pb.ServerMetadataRequest, grpc_context: Any) -> pb.ServerMetadataResponse:
-        """Name, version and extensions of the server."""
-        return server_metadata()
 
     ModelReady = _about_a_model("ModelReady")
     ModelMetadata = _about_a_model("ModelMetadata")

@@ -40,6 +40,7 @@ STATUS: dict[type[TidepoolError], int] = {
     errors.ClientGone: 499,
     errors.Overloaded: 429,
     errors.NotReady: 503,
+    errors.DoesNotFit: 507,
 }
 """HTTP status of each kind of failure; a subclass has its nearest ancestor's."""
 
@@ -122,13 +123,13 @@ class ModelApp:
             case ["versions", version, "ready"]:
                 return self._ready(scope, version)
             case []:
-                return self._told(scope, self._dataplane.metadata, None)
+                return await self._told(scope, self._metadata, None)
             case ["versions", version]:
-                return self._told(scope, self._dataplane.metadata, version)
+                return await self._told(scope, self._metadata, version)
             case ["stats"]:
-                return self._told(scope, self._dataplane.statistics, None)
+                return await self._told(scope, self._statistics, None)
             case ["versions", version, "stats"]:
-                return self._told(scope, self._dataplane.statistics, version)
+                return await self._told(scope, self._statistics, version)
         raise UnknownModel("no such path", seen=scope["path"], allowed="see /docs")
 
     async def _infer(self, scope: Scope, receive: Receive, version: str | None, verb: str = INFER) -> Answer:
@@ -148,7 +149,8 @@ class ModelApp:
 
     async def _explain(self, headers: Mapping[bytes, bytes], body: Body, version: str | None, key: str) -> Answer:
         request = codecs.decode(body, _json_length(headers))
-        explained = await explaining.explain(self._dataplane, request, version, key)
+        async with self._dataplane.held():
+            explained = await explaining.explain(self._dataplane, request, version, key)
         if PNG[1] in headers.get(b"accept", b""):
             return 200, [PNG], explained.picture()
         return _encoded(explained.response(self._dataplane.model))
@@ -160,11 +162,20 @@ class ModelApp:
         document = {"name": self._dataplane.model, "ready": ready}
         return 200 if ready else 404 if version else 503, [JSON], orjson.dumps(document)
 
-    def _told(self, scope: Scope, tell: Callable[[str | None], dict[str, Any]], version: str | None) -> Answer:
+    async def _told(
+        self, scope: Scope, tell: Callable[[str | None], Awaitable[dict[str, Any]]], version: str | None
+    ) -> Answer:
         if scope["method"] not in ("GET", "HEAD"):
             return _wrong_method(b"GET, HEAD")
         self._authorize(dict(scope["headers"]), READ)
-        return 200, [JSON], orjson.dumps(tell(version))
+        return 200, [JSON], orjson.dumps(await tell(version))
+
+    async def _metadata(self, version: str | None) -> dict[str, Any]:
+        async with self._dataplane.held():
+            return self._dataplane.metadata(version)
+
+    async def _statistics(self, version: str | None) -> dict[str, Any]:
+        return self._dataplane.statistics(version)
 
     def _authorize(self, headers: Mapping[bytes, bytes], verb: str) -> str:
         """The id of the caller's key, which is good for `verb`; empty where none is needed."""

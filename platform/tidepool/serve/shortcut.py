@@ -2,8 +2,8 @@
 
 Serve's own way makes ids, contexts, two tasks and a handful of counters for each request: twice what both codecs and a
 small model take (docs/decisions). `Shortcut` is the outermost middleware of the replica's HTTP server, where Serve lets
-a deployment put some (`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`, set in `cluster.environment`): requests below the
-model's own prefix go straight to it, everything else (health checks, routes) on to Serve.
+a deployment put some (`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`, set in `cluster.environment`): requests below a
+model's own path go straight to it, everything else (health checks, routes) on to Serve.
 
 Serve's autoscaler doesn't see these requests: `vitals` tells it how busy the replica is. The limits on requests are the
 batcher's. Everywhere but in a replica's own server no model is published, and everything goes on to Serve.
@@ -23,12 +23,19 @@ if TYPE_CHECKING:
     from tidepool.serve.rest import Asgi, ModelApp, Scope, Send
 
 _PUBLISHED: dict[str, ModelApp] = {}
-"""The model of this process by the path that it answers below: none, or one in a replica."""
+"""The models of this process by the path that each answers below: none, or in a replica its own."""
+DEPTH = 3
+"""Names in the path of a model: `/v2/models/digits`."""
 
 
 def publish(prefix: str, app: ModelApp) -> None:
     """Let this process's HTTP server answer what is below `prefix` with `app`."""
     _PUBLISHED[prefix] = app
+
+
+def unpublish(prefix: str) -> None:
+    """Let it answer there no more."""
+    _PUBLISHED.pop(prefix, None)
 
 
 def published(prefix: str) -> ModelApp | None:
@@ -45,11 +52,11 @@ class Shortcut:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or pass it on."""
         if scope["type"] == "http":
-            path = scope["path"]
-            for prefix, model in _PUBLISHED.items():
-                if path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in ("", "/"):
-                    scope["root_path"] = prefix
-                    return await model(scope, receive, send)
+            prefix = "/".join(scope["path"].split("/", DEPTH + 1)[: DEPTH + 1])
+            model = _PUBLISHED.get(prefix)
+            if model is not None:
+                scope["root_path"] = prefix
+                return await model(scope, receive, send)
         return await self._app(scope, receive, send)
 
 

@@ -21,7 +21,9 @@ log = logging.getLogger(__name__)
 
 NAME, NAMESPACE = "tidepool-tables", "tidepool"
 KEYS = "keys"
-"""The topic of the API keys; every other topic is `model:<name>`."""
+"""The topic of the API keys."""
+SHARED = "shared"
+"""The topic of the models that share replicas; every other topic is `model:<name>`."""
 POLL_S = 5.0
 """Seconds between two looks at the registry for moves that nobody announced."""
 HOLD_S = 30.0
@@ -75,7 +77,10 @@ def read_table(settings: Settings, model: str) -> VersionTable:
 def read_topic(settings: Settings, topic: str) -> Any:
     """The JSON-ready value of a topic."""
     from tidepool.serve.auth import KeyFile
+    from tidepool.serve.roster import Roster
 
+    if topic == SHARED:
+        return Roster(settings.roster_file).load()
     if topic == KEYS:
         return [asdict(key) for key in KeyFile(settings.keys_file).load()]
     return asdict(read_table(settings, topic.removeprefix("model:")))

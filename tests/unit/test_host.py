@@ -11,24 +11,26 @@ import pytest
 
 from tidepool.artifact import open_artifact
 from tidepool.errors import CorruptionError
-from tidepool.serve.app import Model
 from tidepool.serve.dataplane import Dataplane
+from tidepool.serve.host import Host
+from tidepool.serve.versions import Entry, VersionTable
+from tidepool.spec import ServeSpec
 
 pytestmark = pytest.mark.usefixtures("home")
 
 
-class Replica(Model):
+class Replica:
     """A replica that nobody tells anything."""
 
     def __init__(self) -> None:
-        self._dataplane = Dataplane("digits")
-        self._slo_s, self._max_waiting = 0.1, 16
+        self.dataplane = Dataplane("digits")
+        self.host = Host(self.dataplane, ServeSpec())
 
     def told(self, champion: int, **entries: Path) -> list[str]:
         """The versions that it has after hearing of a table."""
-        rows = [{"version": name[1:], "uri": str(uri), "digest": DIGESTS[uri]} for name, uri in entries.items()]
-        asyncio.run(self._apply_versions({"champion": str(champion), "entries": rows}))
-        return sorted(self._dataplane.lineup.versions)
+        rows = tuple(Entry(name[1:], str(uri), DIGESTS[uri]) for name, uri in entries.items())
+        asyncio.run(self.host.apply(VersionTable(str(champion), rows)))
+        return sorted(self.dataplane.lineup.versions)
 
 
 DIGESTS: dict[Path, str] = {}
@@ -60,13 +62,13 @@ def test_a_replica_goes_on_with_what_it_has_when_the_new_champion_is_damaged(ver
     replica.told(2, v2=two, v1=one)
     with pytest.raises(CorruptionError):
         replica.told(3, v3=three, v2=two)
-    assert replica._dataplane.choose(None).version == "2"
+    assert replica.dataplane.choose(None).version == "2"
 
 
 def test_a_version_that_the_table_names_no_more_is_let_go(versions: list[Path]) -> None:
     one, two, three = versions
     replica = Replica()
     replica.told(2, v2=two, v1=one)
-    kept: Any = replica._dataplane.choose("2")
+    kept: Any = replica.dataplane.choose("2")
     assert replica.told(3, v3=three, v2=two) == ["2", "3"]
-    assert replica._dataplane.choose("2") is kept
+    assert replica.dataplane.choose("2") is kept

@@ -1,0 +1,56 @@
+"""Brings the versions of a model's table into its dataplane."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable
+
+from tidepool.artifact import open_artifact
+from tidepool.errors import TidepoolError
+from tidepool.serve.dataplane import Dataplane, Lineup, LoadedVersion, load_version
+from tidepool.serve.versions import Entry, VersionTable
+from tidepool.settings import Settings
+from tidepool.spec import ServeSpec
+
+log = logging.getLogger(__name__)
+
+
+class Host:
+    """Of one model, in one replica."""
+
+    def __init__(
+        self, dataplane: Dataplane, spec: ServeSpec, load: Callable[..., LoadedVersion] = load_version
+    ) -> None:
+        """`load` is called as `load_version` is."""
+        self._dataplane, self._load_version = dataplane, load
+        self.slo_s = spec.slo_p99_ms / 1e3
+        self.max_waiting = spec.max_queued_requests if spec.max_queued_requests >= 0 else sys.maxsize
+        self.max_in_air = spec.max_ongoing_requests + self.max_waiting
+        self.max_body_bytes = int(spec.max_body_mb * 1e6)
+
+    async def apply(self, table: VersionTable) -> None:
+        """Load what the table names and isn't loaded, flip, and let go of what it names no more.
+
+        A champion that can't be loaded is an error: the versions that answered go on. Others are merely left out.
+        """
+        loaded = dict(self._dataplane.versions)
+        for entry in sorted(table.entries, key=lambda entry: entry.version != table.champion):
+            known = loaded.get(entry.version)
+            if known is None or known.digest != entry.digest:
+                try:
+                    loaded[entry.version] = await asyncio.to_thread(self._load, entry)
+                except TidepoolError as error:
+                    if entry.version == table.champion:
+                        raise
+                    loaded.pop(entry.version, None)
+                    log.warning("version %s is left out: %s", entry.version, error)
+            if entry.version == table.champion:
+                self._dataplane.flip(Lineup(table.champion, dict(loaded)))
+        wanted = {entry.version: loaded[entry.version] for entry in table.entries if entry.version in loaded}
+        self._dataplane.flip(Lineup(table.champion, wanted))
+
+    def _load(self, entry: Entry) -> LoadedVersion:
+        artifact = open_artifact(entry.uri, Settings().root / "cache", entry.digest)
+        return self._load_version(entry.version, artifact, self.slo_s, self.max_waiting)

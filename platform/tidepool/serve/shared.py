@@ -1,0 +1,145 @@
+"""The replica of the shared models: each is a tenant with its own path, keys and limits; a shelf holds those in memory.
+
+Its application has the route prefix `/v2/models`: what no model's own application takes comes here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tidepool.errors import TidepoolError
+from tidepool.serve import gateway, grpc, shortcut, versions
+from tidepool.serve.admission import Admission
+from tidepool.serve.body import Receive
+from tidepool.serve.grpc import CALLS, Servicer
+from tidepool.serve.reception import Desk, refuse, subject
+from tidepool.serve.rest import Asgi, ModelApp, Scope, Send, respond
+from tidepool.serve.scale import Scale
+from tidepool.serve.shelf import Shelf
+from tidepool.serve.tenant import Tenant
+from tidepool.spec import ServeSpec
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Door:
+    """How a tenant is reached, and what it was made from."""
+
+    spec: ServeSpec
+    tenant: Tenant
+    app: ModelApp
+    servicer: Servicer
+    following: asyncio.Task[None]
+    """Of its table of versions."""
+
+
+class Shared:
+    """A replica of all shared models."""
+
+    async def __init__(self, budget: int) -> None:  # type: ignore[misc]
+        """`budget`: bytes for the models in memory."""
+        importlib.import_module("onnxruntime")  # its own memory is no model's
+        self._shelf, self._scale = Shelf(budget), Scale()
+        self._doors: dict[str, Door] = {}
+        self._admissions: dict[str, Admission] = {}
+        revision, value = await versions.keeper().wait.remote(versions.SHARED)
+        await self._apply(value)
+        self._following = asyncio.create_task(versions.follow(versions.SHARED, self._apply, revision))
+        grpc.answer_with(self, SharedServicer(self._servicer))
+        # What is here now stays: the collector, which stops everything, needn't look at it again and again.
+        gc.collect()
+        gc.freeze()
+
+    def __serve_build_asgi_app__(self) -> Asgi:
+        return self._answer
+
+    def check_health(self) -> None:
+        """Serve calls this every few seconds and replaces a replica in which it raises."""
+        if self._following.done():
+            self._following.result()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A request that the shortcut didn't take: one that came Serve's way, or about a model that isn't here."""
+        if scope["type"] != "http":
+            return
+        name = scope["path"].removeprefix(gateway.MODEL_PREFIX).split("/")[0]
+        door = self._doors.get(name)
+        if door is None:
+            status, body = await gateway.no_such_model(name, gateway.served_models)
+            await respond(send, status, [(b"content-type", b"application/json")], body)
+        else:
+            await door.app({**scope, "root_path": f"{gateway.MODEL_PREFIX}{name}"}, receive, send)
+
+    def _servicer(self, name: str) -> Servicer | None:
+        door = self._doors.get(name)
+        return None if door is None else door.servicer
+
+    async def _apply(self, roster: dict[str, dict[str, Any]]) -> None:
+        """Let in the models of the roster, and no others; one that can't be is logged and disturbs none."""
+        specs = {name: ServeSpec(**section) for name, section in roster.items()}
+        for name in [name for name, door in self._doors.items() if specs.get(name) != door.spec]:
+            self._leave(name)
+        for name in specs.keys() - self._doors.keys():
+            try:
+                await self._enter(name, specs[name])
+            except Exception as error:
+                log.warning("%s can't be served: %s", name, error, exc_info=not isinstance(error, TidepoolError))
+
+    async def _enter(self, name: str, spec: ServeSpec) -> None:
+        keyring = (await self._admission(spec.auth)).keyring
+        tenant = Tenant(name, spec, self._shelf, self._scale)
+        topic = f"model:{name}"
+        revision, value = await versions.keeper().wait.remote(topic)
+        await tenant.apply(value)
+        host = tenant.host
+        app = ModelApp(tenant, keyring, host.max_body_bytes, host.max_in_air)
+        following = asyncio.create_task(versions.follow(topic, tenant.apply, revision))
+        self._doors[name] = Door(spec, tenant, app, Servicer(tenant, keyring, host.max_body_bytes), following)
+        shortcut.publish(f"{gateway.MODEL_PREFIX}{name}", app)
+        if spec.prewarm:
+            async with tenant.held():
+                pass
+
+    def _leave(self, name: str) -> None:
+        shortcut.unpublish(f"{gateway.MODEL_PREFIX}{name}")
+        door = self._doors.pop(name)
+        door.following.cancel()
+        self._shelf.forget(door.tenant)
+
+    async def _admission(self, auth: str) -> Admission:
+        if auth not in self._admissions:
+            admission = Admission(auth)
+            await admission.open()
+            self._admissions[auth] = admission
+        return self._admissions[auth]
+
+
+def _about_a_model(name: str) -> Callable[[Any, Any, Any], Awaitable[Any]]:
+    async def answer(self: SharedServicer, request: Any, grpc_context: Any) -> Any:
+        model = subject(name, request)
+        servicer = self.servicer(model)
+        if servicer is not None:
+            return await getattr(servicer, name)(request, grpc_context)
+        if name != "ModelReady":  # a model that isn't there isn't ready, which is no error
+            refuse(model, grpc_context)
+        return CALLS[name][1]()
+
+    return answer
+
+
+class SharedServicer(Desk):
+    """The protocol's calls for all models of a replica: each goes to the servicer of the model that it names."""
+
+    def __init__(self, servicer: Callable[[str], Servicer | None]) -> None:
+        self.servicer = servicer
+
+    ModelReady = _about_a_model("ModelReady")
+    ModelMetadata = _about_a_model("ModelMetadata")
+    ModelInfer = _about_a_model("ModelInfer")
