@@ -103,14 +103,17 @@ def test_promote_and_rollback_change_the_answer(digits: Service) -> None:
 
 def test_small_models_share_a_replica(service: Service, make_artifact: Callable[..., Path]) -> None:
     for number, name in enumerate(("red", "blue")):
-        artifact = open_artifact(str(make_artifact(number, name=name, serve={"placement": "shared"})))
+        artifact = open_artifact(
+            str(make_artifact(number, name=name, serve={"placement": "shared", "prewarm": name == "blue"}))
+        )
         service.registry.promote(name, service.registry.register(artifact).version)
         app.deploy(service.settings, name, service.port)
     for number, name in enumerate(("red", "blue", "red")):
         answer = service.ask(name).json()
         assert (answer["model_name"], answer["outputs"][0]["data"]) == (name, [number % 2])
-    stats = httpx.get(f"{service.url}/v2/models/red/stats", headers={"x-api-key": service.key}).json()
-    assert (stats["shelf"]["loads"], stats["shelf"]["hits"]) == (1, 1)
+    for name in ("red", "blue"):
+        stats = httpx.get(f"{service.url}/v2/models/{name}/stats", headers={"x-api-key": service.key}).json()
+        assert (stats["shelf"]["loads"], stats["shelf"]["hits"]) == (1, 1)
     assert service.ask("red", key="wrong").status_code == 401
     index = httpx.post(f"{service.url}/v2/repository/index").json()
     assert {"red", "blue"} <= {model["name"] for model in index}

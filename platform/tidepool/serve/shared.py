@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tidepool.errors import TidepoolError
+from tidepool.errors import ClusterError, TidepoolError
 from tidepool.serve import gateway, grpc, shortcut, versions
 from tidepool.serve.admission import Admission
 from tidepool.serve.body import Receive
@@ -50,7 +50,10 @@ class Shared:
         self._doors: dict[str, Door] = {}
         self._admissions: dict[str, Admission] = {}
         revision, value = await versions.keeper().wait.remote(versions.SHARED)
-        await self._apply(value)
+        try:
+            await self._apply(value)
+        except ClusterError:
+            revision = 0  # so that those that are missing are tried again
         self._following = asyncio.create_task(versions.follow(versions.SHARED, self._apply, revision))
         grpc.answer_with(self, SharedServicer(self._servicer))
         # What is here now stays: the collector, which stops everything, needn't look at it again and again.
@@ -82,15 +85,23 @@ class Shared:
         return None if door is None else door.servicer
 
     async def _apply(self, roster: dict[str, dict[str, Any]]) -> None:
-        """Let in the models of the roster, and no others; one that can't be is logged and disturbs none."""
+        """Let in the models of the roster, and no others.
+
+        Raises:
+            ClusterError: some can't be served, which disturbs no others.
+        """
         specs = {name: ServeSpec(**section) for name, section in roster.items()}
         for name in [name for name, door in self._doors.items() if specs.get(name) != door.spec]:
             self._leave(name)
+        missing = []
         for name in specs.keys() - self._doors.keys():
             try:
                 await self._enter(name, specs[name])
             except Exception as error:
                 log.warning("%s can't be served: %s", name, error, exc_info=not isinstance(error, TidepoolError))
+                missing.append(name)
+        if missing:
+            raise ClusterError("some shared models can't be served", seen=", ".join(missing))
 
     async def _enter(self, name: str, spec: ServeSpec) -> None:
         keyring = (await self._admission(spec.auth)).keyring
