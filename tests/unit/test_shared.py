@@ -11,13 +11,14 @@ import grpc
 import grpc.aio
 import numpy as np
 import pytest
+import uvicorn
 
 from tidepool.artifact import open_artifact
 from tidepool.serve import protobuf
 from tidepool.serve._pb2 import open_inference_pb2 as pb
 from tidepool.serve.dataplane import Dataplane, Lineup, load_version
 from tidepool.serve.grpc import CALLS, SERVICE, Servicer, add_to_server
-from tidepool.serve.shared import SharedServicer
+from tidepool.serve.shared import SharedApp, SharedServicer
 
 Ask = Callable[[str, Any], Any]
 
@@ -72,3 +73,9 @@ def test_a_model_that_is_not_there_is_not_found_and_not_ready(ask: Ask) -> None:
 def test_the_server_answers_for_itself(ask: Ask) -> None:
     assert ask("ServerLive", pb.ServerLiveRequest()).live
     assert ask("ServerMetadata", pb.ServerMetadataRequest()).name == "tidepool"
+
+
+def test_uvicorn_takes_the_application_for_what_it_is() -> None:
+    config = uvicorn.Config(SharedApp({}), log_config=None)
+    config.load()
+    assert config.interface == "asgi3"

@@ -9,7 +9,7 @@ import asyncio
 import gc
 import importlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from tidepool.serve.admission import Admission
 from tidepool.serve.body import Receive
 from tidepool.serve.grpc import CALLS, Servicer
 from tidepool.serve.reception import Desk, refuse, subject
-from tidepool.serve.rest import Asgi, ModelApp, Scope, Send, respond
+from tidepool.serve.rest import JSON, ModelApp, Scope, Send, respond
 from tidepool.serve.scale import Scale
 from tidepool.serve.shelf import Shelf
 from tidepool.serve.tenant import Tenant
@@ -60,25 +60,13 @@ class Shared:
         gc.collect()
         gc.freeze()
 
-    def __serve_build_asgi_app__(self) -> Asgi:
-        return self._answer
+    def __serve_build_asgi_app__(self) -> SharedApp:
+        return SharedApp(self._doors)
 
     def check_health(self) -> None:
         """Serve calls this every few seconds and replaces a replica in which it raises."""
         if self._following.done():
             self._following.result()
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A request that the shortcut didn't take: one that came Serve's way, or about a model that isn't here."""
-        if scope["type"] != "http":
-            return
-        name = scope["path"].removeprefix(gateway.MODEL_PREFIX).split("/")[0]
-        door = self._doors.get(name)
-        if door is None:
-            status, body = await gateway.no_such_model(name, gateway.served_models)
-            await respond(send, status, [(b"content-type", b"application/json")], body)
-        else:
-            await door.app({**scope, "root_path": f"{gateway.MODEL_PREFIX}{name}"}, receive, send)
 
     def _servicer(self, name: str) -> Servicer | None:
         door = self._doors.get(name)
@@ -130,6 +118,25 @@ class Shared:
             await admission.open()
             self._admissions[auth] = admission
         return self._admissions[auth]
+
+
+class SharedApp:
+    """ASGI: what the shortcut didn't take, since it came Serve's way or is about a model that isn't here."""
+
+    def __init__(self, doors: Mapping[str, Door]) -> None:
+        self._doors = doors
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request."""
+        if scope["type"] != "http":
+            return
+        name = scope["path"].removeprefix(gateway.MODEL_PREFIX).split("/")[0]
+        door = self._doors.get(name)
+        if door is None:
+            status, body = await gateway.no_such_model(name, gateway.served_models)
+            await respond(send, status, [JSON], body)
+        else:
+            await door.app({**scope, "root_path": f"{gateway.MODEL_PREFIX}{name}"}, receive, send)
 
 
 def _about_a_model(name: str) -> Callable[[Any, Any, Any], Awaitable[Any]]:
