@@ -32,7 +32,7 @@ check: install ## format, lint and types, nothing changed
 	$(BIN)/mypy
 
 test: install ## the test suite
-	@$(BIN)/pytest -q --durations=15
+	@$(BIN)/pytest -q --durations=30 --numprocesses=2 --dist=loadgroup
 
 docs: install ## the pages against the code: commands, links, fields, errors
 	@$(BIN)/pytest -q tests/conventions/test_docs.py

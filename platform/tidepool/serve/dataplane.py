@@ -153,6 +153,12 @@ class Dataplane:
         return sum(loaded.batcher.ran_s for loaded in self._lineup.versions.values()) if self._lineup else 0.0
 
     @property
+    def asked(self) -> int:
+        """Requests that the present versions have had, failures among them."""
+        counts = [loaded.counts for loaded in self._lineup.versions.values()] if self._lineup else []
+        return sum(one.requests + one.failures for one in counts)
+
+    @property
     def backlog_s(self) -> float:
         """Predicted seconds until all that waits now is answered."""
         return sum(loaded.batcher.load.seconds for loaded in self._lineup.versions.values()) if self._lineup else 0.0
