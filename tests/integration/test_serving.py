@@ -41,6 +41,12 @@ class Service:
         body = options or {"json": ZEROS}
         return httpx.post(f"{self.url}/v2/models/{path}/infer", headers=headers, timeout=30, **body)
 
+    def stats(self) -> dict[str, Any]:
+        """What the replica has seen of canary and shadow."""
+        headers = {"authorization": f"Bearer {self.key}"}
+        document = httpx.get(f"{self.url}/v2/models/digits/stats", headers=headers).json()
+        return dict(document.get("traffic", {}))
+
     def await_version(self, version: str, deadline_s: float = 10.0) -> float:
         """Seconds until this version answers."""
         began = time.monotonic()
@@ -97,6 +103,25 @@ def test_promote_and_rollback_change_the_answer(digits: Service) -> None:
     digits.registry.rollback("digits")
     app.announce("digits")
     digits.await_version("1")
+
+
+def test_a_canary_answers_its_part_and_a_shadow_none(digits: Service) -> None:
+    def versions() -> list[str]:
+        return [digits.ask(json={**ZEROS, "parameters": {"key": f"c{n}"}}).json()["model_version"] for n in range(20)]
+
+    digits.registry.shift("digits", 2, "canary", 50)
+    app.announce("digits")
+    _await(lambda: "2" in versions())
+    assert versions() == versions()
+    assert set(versions()) == {"1", "2"}
+    assert digits.stats()["canary"]["disagreed"] > 0
+    digits.registry.shift("digits", 2, "canary", 0)
+    digits.registry.shift("digits", 2, "shadow", 100)
+    app.announce("digits")
+    _await(lambda: "shadow" in digits.stats())
+    assert set(versions()) == {"1"}
+    _await(lambda: digits.stats()["shadow"]["disagreed"] >= 20)
+    digits.registry.shift("digits", 2, "shadow", 0)
 
 
 def test_a_version_whose_bytes_are_damaged_is_not_promoted(digits: Service, make_artifact: Callable[..., Path]) -> None:

@@ -10,18 +10,19 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tidepool import __version__
 from tidepool.artifact import open_artifact
-from tidepool.errors import ClusterError, ModelNotFound, TidepoolError
+from tidepool.errors import ClusterError, ModelNotFound
 from tidepool.pool import coordinator
 from tidepool.serve import autoscale, gateway, grpc, shortcut, versions
 from tidepool.serve.auth import Key, KeyFile, Keyring
 from tidepool.serve.dataplane import Dataplane, Lineup, LoadedVersion, load_version
 from tidepool.serve.reception import Reception
 from tidepool.serve.rest import ModelApp
+from tidepool.serve.traffic import TrafficControl
 from tidepool.serve.versions import Entry, VersionTable
 from tidepool.serve.vitals import Vitals
 from tidepool.settings import Settings
@@ -44,6 +45,7 @@ class Model:
     async def __init__(self, name: str, serve_spec: dict[str, Any]) -> None:  # type: ignore[misc]
         spec = ServeSpec(**serve_spec)
         self._dataplane = Dataplane(name, int(spec.cache_mb * 1e6))
+        self._traffic = TrafficControl(name, spec)
         self._keyring = Keyring() if spec.auth == "api_key" else None
         self._max_body_bytes = int(spec.max_body_mb * 1e6)
         self._slo_s = spec.slo_p99_ms / 1e3
@@ -86,15 +88,18 @@ class Model:
             if known is None or known.digest != entry.digest:
                 try:
                     loaded[entry.version] = await asyncio.to_thread(self._load, entry)
-                except TidepoolError as error:
+                except Exception as error:  # of which kind, depends on what ran out or broke
                     if entry.version == table.champion:
                         raise
                     loaded.pop(entry.version, None)
                     log.warning("version %s is left out: %s", entry.version, error)
             if entry.version == table.champion:
-                self._dataplane.flip(Lineup(table.champion, dict(loaded)))
-        wanted = {entry.version: loaded[entry.version] for entry in table.entries if entry.version in loaded}
-        self._dataplane.flip(Lineup(table.champion, wanted))
+                self._flip(table, dict(loaded))
+        self._flip(table, {entry.version: loaded[entry.version] for entry in table.entries if entry.version in loaded})
+
+    def _flip(self, table: VersionTable, loaded: Mapping[str, LoadedVersion]) -> None:
+        traffic = self._traffic.plan(table.champion, table.shares, loaded)
+        self._dataplane.flip(Lineup(table.champion, loaded, traffic))
 
     def _load(self, entry: Entry) -> LoadedVersion:
         artifact = open_artifact(entry.uri, Settings().root / "cache", entry.digest)

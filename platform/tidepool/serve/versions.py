@@ -11,10 +11,11 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tidepool.errors import ModelNotFound, TidepoolError
+from tidepool.serve.splits import Share
 from tidepool.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -39,15 +40,20 @@ class Entry:
 
 @dataclass(frozen=True)
 class VersionTable:
-    """The versions of a model that replicas keep loaded: the champion, its predecessor and the challenger."""
+    """The versions of a model that replicas keep loaded: the champion, its predecessor, the challenger, and those that
+    have a share of the traffic.
+    """
 
     champion: str
     entries: tuple[Entry, ...]
+    shares: dict[str, Share] = field(default_factory=dict)
+    """Of `canary` and `shadow`, where there is one."""
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> VersionTable:
         """The inverse of `dataclasses.asdict`."""
-        return cls(document["champion"], tuple(Entry(**entry) for entry in document["entries"]))
+        shares = {alias: Share(**share) for alias, share in document["shares"].items()}
+        return cls(document["champion"], tuple(Entry(**entry) for entry in document["entries"]), shares)
 
 
 def read_table(settings: Settings, model: str) -> VersionTable:
@@ -57,19 +63,24 @@ def read_table(settings: Settings, model: str) -> VersionTable:
         ModelNotFound: no such model, or it has no champion.
     """
     from tidepool.registry.client import Registry
+    from tidepool.registry.entities import CANARY, SHADOW
 
     registry = Registry(settings.registry, settings.storage("artifacts"))
-    champion = registry.version(model, "champion")
-    others: list[int | str] = [*registry.history(model, "champion")[:-1][-1:], "challenger"]
+    registered, before = registry.model(model), registry.history(model, "champion")[:-1][-1:]
+    champion = registered.version()
     versions = {champion.version: champion}
+    others: list[int | str] = [*before, "challenger", CANARY, SHADOW]
     for other in others:
-        try:
-            found = registry.version(model, other)
-        except ModelNotFound:
-            continue
-        versions[found.version] = found
+        with contextlib.suppress(ModelNotFound):
+            found = registered.version(other)
+            versions[found.version] = found
     entries = tuple(Entry(str(v.version), v.uri, v.digest) for v in versions.values())
-    return VersionTable(str(champion.version), entries)
+    shares = {alias: share for alias in (CANARY, SHADOW) if (share := registered.share(alias))}
+    return VersionTable(
+        str(champion.version),
+        entries,
+        {alias: Share(str(share.version), share.percent, share.at) for alias, share in shares.items()},
+    )
 
 
 def read_topic(settings: Settings, topic: str) -> Any:

@@ -1,0 +1,76 @@
+"""`tidepool canary`, `shadow` and `traffic`: versions beside the champion, and what was seen of them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import typer
+
+from tidepool.cli.announce import announce
+from tidepool.cli.models import registry
+from tidepool.cli.output import JSON, as_json, table, when
+
+NAME = typer.Argument(help="The registered model.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    for verb in (canary, shadow, traffic):
+        app.command()(verb)
+
+
+def canary(
+    name: str = NAME,
+    version: int = typer.Argument(help="The version that is to answer a part of the requests."),
+    percent: float = typer.Option(..., min=0, max=100, help="Of the requests; 0 ends it."),
+    json: bool = JSON,
+) -> None:
+    """Let a version answer some of the requests: for one request key always the same version."""
+    _share(name, version, "canary", percent, "answers {:g} % of the requests", json)
+
+
+def shadow(
+    name: str = NAME,
+    version: int = typer.Argument(help="The version that is to be asked beside the champion."),
+    percent: float = typer.Option(100.0, min=0, max=100, help="Of the champion's requests; 0 ends it."),
+    json: bool = JSON,
+) -> None:
+    """Ask a version what the champion is asked, and compare: its answers are counted and never returned."""
+    _share(name, version, "shadow", percent, "is asked beside the champion in {:g} % of the requests", json)
+
+
+def traffic(name: str = NAME, json: bool = JSON) -> None:
+    """Show who answers a model's requests, and what was shifted when and why."""
+    from tidepool.registry.entities import CANARY, SHADOW
+
+    model = registry().model(name)
+    shares = {alias: share for alias in (CANARY, SHADOW) if (share := model.share(alias))}
+    shifts = sorted(
+        ((alias, shift) for alias, shifts in model.shifts.items() for shift in shifts), key=lambda row: row[1].at
+    )
+    if json:
+        as_json(
+            {
+                "name": name,
+                "champion": model.aliases.get("champion"),
+                "shares": {alias: asdict(share) for alias, share in shares.items()},
+                "shifts": [{"as": alias, **asdict(shift)} for alias, shift in shifts],
+            }
+        )
+        return
+    rows = [[when(shift.at), alias, shift.version, f"{shift.percent:g} %", shift.why] for alias, shift in shifts]
+    print(f"{name}: version {model.aliases.get('champion', 'none')} is the champion")
+    for alias, share in shares.items():
+        print(f"version {share.version} is {alias} with {share.percent:g} % since {when(share.at)}")
+    table(["when", "as", "version", "share", "why"], rows, title="shifts")
+
+
+def _share(name: str, version: int, alias: str, percent: float, does: str, json: bool) -> None:
+    shifted = registry().shift(name, version, alias, percent)
+    if json:
+        as_json({**shifted.to_json(), "percent": percent})
+    elif percent:
+        print(f"{name} version {version} {does.format(percent)}")
+    else:
+        print(f"{name} version {version} is no {alias} any more")
+    announce(name)
