@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from tidepool.artifact import new_artifact, open_artifact
+from tidepool.cli.main import app
 from tidepool.errors import CorruptionError, ModelNotFound, RegistryError
 from tidepool.recipe import Signature, TensorSpec
 from tidepool.registry.client import Registry
 from tidepool.registry.entities import Shift
 from tidepool.registry.recorder import connect
+from tidepool.serve.canary import Rules, Tally
 from tidepool.serve.splits import Share
 from tidepool.serve.versions import read_table
+from tidepool.serve.watching import News, Watches, conclude
 from tidepool.settings import Settings
 
 
@@ -104,6 +109,27 @@ def test_a_canary_is_concluded_once_with_its_reason(registry: Registry, three: s
     assert model.aliases == {"champion": 2 if promote else 1}
     assert (model.shifts["canary"][-1].percent, model.shifts["canary"][-1].why) == (0, "error rate 0/500")
     assert not registry.conclude(three, canary, promote, "again")
+
+
+def test_a_verdict_is_carried_out_logged_and_shown(
+    registry: Registry,
+    three: str,
+    settings: Settings,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TIDEPOOL_HOME", str(settings.home))
+    assert CliRunner().invoke(app, ["canary", three, "2", "--percent", "5"]).exit_code == 0
+    canary = read_table(settings, three).shares["canary"]
+    news = News("canary", canary, Tally(answers=100, errors=99), Rules(), decide=True)
+    verdict = Watches().see(three, news)
+    assert verdict is not None
+    assert conclude(settings, three, canary, verdict)
+    assert '"seen": 99' in caplog.text
+    shown = json.loads(CliRunner().invoke(app, ["traffic", three, "--json"]).stdout)
+    assert (shown["champion"], shown["shares"], shown["shifts"][-1]["percent"]) == (1, {}, 0)
+    assert "error rate 99/100" in shown["shifts"][-1]["why"]
+    assert "rollback" in CliRunner().invoke(app, ["traffic", three]).stdout
 
 
 def test_a_canary_whose_share_was_changed_meanwhile_is_not_concluded(registry: Registry, three: str) -> None:

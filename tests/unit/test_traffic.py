@@ -151,3 +151,16 @@ def test_what_was_seen_lasts_until_the_share_changes(versions: dict[str, LoadedV
     assert plane.control.observed["canary"] is before
     plane.control.plan("1", {"canary": dataclasses.replace(CANARY, percent=60.0)}, versions)
     assert plane.control.observed["canary"].tally.answers == 0
+
+
+def test_a_replica_tells_what_is_new(versions: dict[str, LoadedVersion]) -> None:
+    plane = Plane(versions, {"canary": {"decide": True}}, canary=dataclasses.replace(CANARY, percent=100.0))
+    plane.ask(*[request()] * 5)
+    plane.wait_for("canary", 5)
+    (first,) = plane.control.news()
+    assert (first.alias, first.tally.answers, first.tally.compared, first.decide) == ("canary", 5, 5, True)
+    plane.ask(request())
+    (second,) = plane.control.news()
+    assert second.tally.answers == 1
+    plane.control.plan("1", {}, versions)
+    assert plane.control.news() == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import typer
 
@@ -40,29 +41,49 @@ def shadow(
 
 
 def traffic(name: str = NAME, json: bool = JSON) -> None:
-    """Show who answers a model's requests, and what was shifted when and why."""
+    """Show who answers a model's requests, what was seen of canary and shadow, and what was shifted when and why."""
     from tidepool.registry.entities import CANARY, SHADOW
 
     model = registry().model(name)
     shares = {alias: share for alias in (CANARY, SHADOW) if (share := model.share(alias))}
-    shifts = sorted(
-        ((alias, shift) for alias, shifts in model.shifts.items() for shift in shifts), key=lambda row: row[1].at
-    )
+    watched = _watched(name)
+    shifts = [(alias, shift) for alias, shifts in model.shifts.items() for shift in shifts]
+    shifts.sort(key=lambda row: row[1].at)
     if json:
-        as_json(
-            {
-                "name": name,
-                "champion": model.aliases.get("champion"),
-                "shares": {alias: asdict(share) for alias, share in shares.items()},
-                "shifts": [{"as": alias, **asdict(shift)} for alias, shift in shifts],
-            }
-        )
+        document = {
+            "name": name,
+            "champion": model.aliases.get("champion"),
+            "shares": {alias: asdict(share) for alias, share in shares.items()},
+            "watched": watched,
+            "shifts": [{"as": alias, **asdict(shift)} for alias, shift in shifts],
+        }
+        as_json(document)
         return
-    rows = [[when(shift.at), alias, shift.version, f"{shift.percent:g} %", shift.why] for alias, shift in shifts]
     print(f"{name}: version {model.aliases.get('champion', 'none')} is the champion")
     for alias, share in shares.items():
         print(f"version {share.version} is {alias} with {share.percent:g} % since {when(share.at)}")
+    for alias, seen in watched.items():
+        counts = ", ".join(f"{seen[count]} {count}" for count in ("answers", "errors", "slow", "compared", "disagreed"))
+        print(f"{alias} {seen['version']}: {counts}")
+        if seen["verdict"]:
+            print(f"{alias} {seen['version']}: {seen['verdict']['decision']}, {seen['verdict']['reason']}")
+    rows = [[when(shift.at), alias, shift.version, f"{shift.percent:g} %", shift.why] for alias, shift in shifts]
     table(["when", "as", "version", "share", "why"], rows, title="shifts")
+
+
+def _watched(name: str) -> dict[str, Any]:
+    """What the replicas have seen; nothing if no cluster runs."""
+    from tidepool.cluster.local import connect
+    from tidepool.errors import NoCluster
+    from tidepool.settings import Settings
+
+    try:
+        with connect(Settings()):
+            from tidepool.serve.versions import watched
+
+            return watched(name)
+    except NoCluster:
+        return {}
 
 
 def _share(name: str, version: int, alias: str, percent: float, does: str, json: bool) -> None:

@@ -60,6 +60,7 @@ class Model:
             revision, value = await versions.keeper().wait.remote(topic)
             await apply(value)
             self._tasks.append(asyncio.create_task(versions.follow(topic, apply, revision)))
+        self._tasks.append(asyncio.create_task(versions.report(name, self._traffic.news)))
 
         grpc.answer_with(self, grpc.Servicer(self._dataplane, self._keyring, self._max_body_bytes))
 

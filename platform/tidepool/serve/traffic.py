@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tidepool.errors import RequestError
+from tidepool.serve.canary import Rules, Tally
 from tidepool.serve.comparing import Comparer, Comparison, Observed, compared_outputs
 from tidepool.serve.protocol import InferRequest, Tensors
 from tidepool.serve.splits import Share, Split
+from tidepool.serve.watching import News
 from tidepool.spec import ServeSpec
 
 if TYPE_CHECKING:
@@ -95,8 +98,11 @@ class TrafficControl:
         self._model, self._compared = model, spec.compare.outputs
         self._comparer = Comparer(spec.compare.tolerance)
         self._slow_ns = math.inf if spec.canary.p99_ms is None else spec.canary.p99_ms * 1e6
+        self._decide = spec.canary.decide
+        self._rules = Rules(**spec.canary.model_dump(exclude={"decide"}))
         self.observed: dict[str, Observed] = {}
         """Of `canary` and `shadow`, since each got its present share."""
+        self._told: dict[str, tuple[Observed, Tally]] = {}
 
     def plan(self, champion: str, shares: Mapping[str, Share], loaded: Mapping[str, LoadedVersion]) -> Traffic | None:
         """The traffic between the versions that are loaded; None if the champion has all of it."""
@@ -111,6 +117,18 @@ class TrafficControl:
         outputs = compared_outputs(loaded[champion].signature, self._compared)
         split = divided(self._model, champion, possible)
         return Traffic(split, self.observed, loaded, self._comparer, outputs, self._slow_ns)
+
+    def news(self) -> list[News]:
+        """What was seen of each share since this was last asked, nothing included: time alone can decide too."""
+        news = []
+        for alias, observed in self.observed.items():
+            before = self._told.get(alias)
+            earlier = before[1] if before is not None and before[0] is observed else Tally()
+            now = replace(observed.tally)
+            self._told[alias] = observed, now
+            decide = self._decide and alias == CANARY
+            news.append(News(alias, observed.share, now.since(earlier), self._rules, decide))
+        return news
 
 
 def divided(model: str, champion: str, shares: Mapping[str, Share]) -> Split:
