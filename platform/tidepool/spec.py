@@ -158,6 +158,15 @@ class CanarySpec(Section):
     alpha: float = Field(0.05, gt=0, lt=1, description="Probability of a wrong judgement, for each rule.")
 
 
+class RequestLogSpec(Section):
+    """A sample of requests and answers, as Parquet."""
+
+    share: float = Field(0.0, ge=0, le=1, description="Share of the requests that are logged; 0 for none.")
+    folder: str = Field("requests", pattern=r"^\w[\w-]*$", description="Folder below the storage.")
+    max_mb: float = Field(256.0, gt=0, description="Megabytes of files that are kept; the oldest go first.")
+    every_s: float = Field(60.0, gt=0, description="Seconds until what was gathered is written.")
+
+
 class ServeSpec(Section):
     """How the model is served."""
 
@@ -172,6 +181,7 @@ class ServeSpec(Section):
     max_body_mb: float = Field(64.0, gt=0, description="Largest request body, in megabytes.")
     compare: CompareSpec = CompareSpec()
     canary: CanarySpec = CanarySpec()
+    request_log: RequestLogSpec = RequestLogSpec()
 
 
 class PoolSpec(Section):

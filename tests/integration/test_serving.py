@@ -17,15 +17,20 @@ import pytest
 from tidepool.artifact import open_artifact
 from tidepool.cluster import local
 from tidepool.cluster.ports import Ports
-from tidepool.errors import ClusterError, CorruptionError, ModelNotFound
+from tidepool.errors import ClusterError, CorruptionError, GateError, ModelNotFound
 from tidepool.registry.client import Registry
 from tidepool.serve import app
 from tidepool.serve.auth import KeyFile
+from tidepool.serve.rehearsal import rehearse
+from tidepool.serve.requestlog import logged_files
 from tidepool.serve.versions import keeper
 from tidepool.settings import Settings
 
 ZEROS = {"inputs": [{"name": "image", "shape": [1, 64], "datatype": "FP32", "data": [0] * 64}]}
-RULES = {"decide": True, "max_error_rate": 0.3, "max_disagreement": 0.5, "min_requests": 10, "min_s": 0}
+SERVE = {
+    "canary": {"decide": True, "max_error_rate": 0.3, "max_disagreement": 0.5, "min_requests": 10, "min_s": 0},
+    "request_log": {"share": 1.0, "every_s": 0.2},
+}
 PROJECT = Path(__file__).parents[2]
 
 
@@ -76,7 +81,7 @@ def digits(service: Service, make_artifact: Callable[..., Path]) -> Service:
     versions = {m.name: len(m.versions) for m in service.registry.models()}
     if versions.get("digits", 0) < 2:
         for favourite in (1, 2):
-            service.registry.register(open_artifact(str(make_artifact(favourite, serve={"canary": RULES}))))
+            service.registry.register(open_artifact(str(make_artifact(favourite, serve=SERVE))))
         service.registry.promote("digits", 1)
         app.deploy(service.settings, "digits", service.port)
     service.registry.promote("digits", 1)
@@ -139,6 +144,16 @@ def test_a_shadow_is_compared_and_never_answers(digits: Service) -> None:
     assert digits.ask().json()["model_version"] == "1"
     _await(lambda: digits.stats()["shadow"]["disagreed"] == 1)
     digits.registry.shift("digits", 2, "shadow", 0)
+
+
+def test_what_was_asked_is_logged_and_asked_of_a_candidate(digits: Service) -> None:
+    digits.ask()
+    folder = digits.settings.storage("requests", "digits")
+    _await(lambda: bool(logged_files(folder)))
+    report = rehearse(digits.settings, "digits", 2)
+    assert report.whole.disagreed == report.whole.rows > 0
+    with pytest.raises(GateError, match="disagrees with version 1"):
+        report.check(0.5)
 
 
 def test_a_version_whose_bytes_are_damaged_is_not_promoted(digits: Service, make_artifact: Callable[..., Path]) -> None:

@@ -15,6 +15,7 @@ from tidepool.serve.app import Model
 from tidepool.serve.dataplane import Dataplane, LoadedVersion
 from tidepool.serve.traffic import TrafficControl
 from tidepool.serve.versions import Entry
+from tidepool.settings import Settings
 from tidepool.spec import ServeSpec
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -25,7 +26,7 @@ class Replica(Model):
 
     def __init__(self) -> None:
         self._dataplane = Dataplane("digits")
-        self._traffic = TrafficControl("digits", ServeSpec())
+        self._traffic = TrafficControl("digits", ServeSpec(), Settings())
         self._slo_s, self._max_waiting = 0.1, 16
         self.memory_for = 100
 

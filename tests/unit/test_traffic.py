@@ -18,7 +18,10 @@ from tidepool.serve.dataplane import Dataplane, Lineup, LoadedVersion, load_vers
 from tidepool.serve.protocol import InferRequest, InferResponse, Tensors
 from tidepool.serve.splits import Share
 from tidepool.serve.traffic import TrafficControl
+from tidepool.settings import Settings
 from tidepool.spec import ServeSpec
+
+pytestmark = pytest.mark.usefixtures("home")
 
 CANARY, SHADOW = Share("2", 50.0, 1000.0), Share("2", 100.0, 1000.0)
 
@@ -34,7 +37,7 @@ class Plane(Dataplane):
 
     def __init__(self, versions: Mapping[str, LoadedVersion], spec: Mapping[str, Any], **shares: Share) -> None:
         super().__init__("digits")
-        self.control = TrafficControl("digits", ServeSpec.model_validate(spec))
+        self.control = TrafficControl("digits", ServeSpec.model_validate(spec), Settings())
         self.flip(Lineup("1", versions, self.control.plan("1", shares, versions)))
 
     def ask(self, *requests: InferRequest, version: str | None = None) -> list[InferResponse]:

@@ -1,4 +1,4 @@
-"""`tidepool canary`, `shadow` and `traffic`: versions beside the champion, and what was seen of them."""
+"""`tidepool canary`, `shadow`, `traffic` and `replay`: versions beside the champion, and what they make of requests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAME = typer.Argument(help="The registered model.")
 
 def register(app: typer.Typer) -> None:
     """Add the verbs."""
-    for verb in (canary, shadow, traffic):
+    for verb in (canary, shadow, traffic, replay):
         app.command()(verb)
 
 
@@ -69,6 +69,37 @@ def traffic(name: str = NAME, json: bool = JSON) -> None:
             print(f"{alias} {seen['version']}: {seen['verdict']['decision']}, {seen['verdict']['reason']}")
     rows = [[when(shift.at), alias, shift.version, f"{shift.percent:g} %", shift.why] for alias, shift in shifts]
     table(["when", "as", "version", "share", "why"], rows, title="shifts")
+
+
+def replay(
+    name: str = NAME,
+    version: int = typer.Argument(help="The candidate."),
+    max_disagreement: float | None = typer.Option(
+        None,
+        min=0,
+        max=1,
+        help="Leave with exit code 7 if it disagrees with the champion on a larger share of the rows.",
+    ),
+    json: bool = JSON,
+) -> None:
+    """Run a version over the request log, offline, and report by slice where it disagrees with the champion."""
+    from tidepool.cluster.local import connect
+    from tidepool.settings import Settings
+
+    settings = Settings()
+    with connect(settings):
+        from tidepool.serve.rehearsal import rehearse
+
+        report = rehearse(settings, name, version)
+    if json:
+        as_json(report.to_json())
+    else:
+        parts = [("all", "", report.whole), *((part.column, part.value, part) for part in report.slices)]
+        rows = [[column, value, p.rows, p.disagreed, p.failed, f"{p.disagreement:.2%}"] for column, value, p in parts]
+        title = f"{name}: version {version} beside version {report.champion}, {report.skipped} rows skipped"
+        table(["slice", "value", "rows", "disagreed", "failed", "share"], rows, title=title)
+    if max_disagreement is not None:
+        report.check(max_disagreement)
 
 
 def _watched(name: str) -> dict[str, Any]:

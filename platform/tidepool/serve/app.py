@@ -45,7 +45,7 @@ class Model:
     async def __init__(self, name: str, serve_spec: dict[str, Any]) -> None:  # type: ignore[misc]
         spec = ServeSpec(**serve_spec)
         self._dataplane = Dataplane(name, int(spec.cache_mb * 1e6))
-        self._traffic = TrafficControl(name, spec)
+        self._traffic = TrafficControl(name, spec, Settings())
         self._keyring = Keyring() if spec.auth == "api_key" else None
         self._max_body_bytes = int(spec.max_body_mb * 1e6)
         self._slo_s = spec.slo_p99_ms / 1e3
@@ -77,6 +77,10 @@ class Model:
         """Serve calls this every few seconds and replaces a replica in which it raises."""
         _ = self._dataplane.lineup
 
+    def __del__(self) -> None:
+        """Serve calls this when the replica ends."""
+        self._traffic.close()
+
     async def _apply_versions(self, value: dict[str, Any]) -> None:
         """Load what the table names and isn't loaded, flip, and let go of what it names no more.
 
@@ -104,6 +108,7 @@ class Model:
 
     def _load(self, entry: Entry) -> LoadedVersion:
         artifact = open_artifact(entry.uri, Settings().root / "cache", entry.digest)
+        self._traffic.mask(artifact.signature)  # one whose values can't be kept secret isn't served
         return load_version(entry.version, artifact, self._slo_s, self._max_waiting)
 
     async def _apply_keys(self, value: list[dict[str, Any]]) -> None:

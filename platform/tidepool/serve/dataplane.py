@@ -66,7 +66,7 @@ class Lineup:
     champion: str
     versions: Mapping[str, LoadedVersion] = field(default_factory=dict)
     traffic: Traffic | None = None
-    """None: the champion answers every request that names no version, and nobody else is asked."""
+    """None: the champion answers every request that names no version, nobody else is asked, nothing is logged."""
 
 
 class Dataplane:
@@ -117,21 +117,22 @@ class Dataplane:
             Overloaded: too much waits already, for the request's own deadline or altogether.
         """
         traffic = self.lineup.traffic
-        visit = traffic.visit(request) if traffic is not None and not version else None
+        visit = None if traffic is None else traffic.visit(request, version, key)
         chosen = self.choose(version if visit is None else visit.version)
         rows = protocol.check_inputs(chosen.signature, request.inputs)
         began = time.monotonic_ns()
         try:
             outputs = await self._outputs(chosen, request, rows, key)
         except BaseException as error:
-            chosen.counts.failed(time.monotonic_ns() - began)
+            took = time.monotonic_ns() - began
+            chosen.counts.failed(took)
             if visit is not None:
-                visit.failed(error)
+                visit.failed(chosen, rows, error, took)
             raise
         took = time.monotonic_ns() - began
         chosen.counts.answered(rows, took)
         if visit is not None:
-            visit.answered(outputs, took)
+            visit.answered(chosen, rows, outputs, took)
         selected, binary = protocol.select_outputs(chosen.signature, request, outputs)
         return InferResponse(
             model=self.model,
@@ -172,11 +173,12 @@ class Dataplane:
     def metadata(self, version: str | None = None) -> dict[str, Any]:
         """The model's metadata as the protocol has it."""
         chosen = self.choose(version)
+        tensors = chosen.signature.to_json()
         return {
             "name": self.model,
             "versions": list(self.lineup.versions),
             "platform": protocol.PLATFORM,
-            **chosen.signature.to_json(),
+            **{side: tensors[side] for side in ("inputs", "outputs")},
             "parameters": {"version": chosen.version, "digest": chosen.digest},
         }
 
@@ -186,7 +188,7 @@ class Dataplane:
         stats = [one.counts.to_json(self.model, one.version, one.batcher.costs.runs) for one in chosen]
         document = {"model_stats": stats, **({"cache": asdict(self._cache.statistics)} if self._cache else {})}
         traffic = self.lineup.traffic
-        return document if traffic is None else {**document, "traffic": traffic.to_json()}
+        return document if traffic is None else {**document, **traffic.to_json()}
 
     def ready(self, version: str | None = None) -> bool:
         """Whether requests for this version would be answered."""

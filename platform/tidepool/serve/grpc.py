@@ -22,6 +22,7 @@ from tidepool.serve import health, protobuf, protocol
 from tidepool.serve._pb2 import open_inference_pb2 as pb
 from tidepool.serve.auth import Keyring
 from tidepool.serve.dataplane import Dataplane
+from tidepool.serve.masking import outline
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def failing_softly(call: Call) -> Call:
         except TidepoolError as error:
             code, details = code_of(error), str(error)
         except Exception as error:
-            log.exception("answering %s failed", call.__name__)
+            log.error("answering %s failed: %s", call.__name__, outline(error))
             code, details = grpc.StatusCode.INTERNAL, f"the model failed: {type(error).__name__}"
         grpc_context.set_code(code)
         grpc_context.set_details(details[:MAX_DETAILS])

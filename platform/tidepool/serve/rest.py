@@ -17,6 +17,7 @@ from tidepool.serve import codecs
 from tidepool.serve.auth import Keyring
 from tidepool.serve.body import Receive, read_body
 from tidepool.serve.dataplane import Dataplane
+from tidepool.serve.masking import outline
 from tidepool.serve.protocol import InferResponse
 from tidepool.serve.queueing import TryLater, try_later
 
@@ -75,7 +76,7 @@ class ModelApp:
             if isinstance(error, TryLater):
                 headers.append((b"retry-after", b"%d" % math.ceil(error.retry_after_s)))
         except Exception as error:
-            log.exception("answering %s failed", scope["path"])
+            log.error("answering %s failed: %s", scope["path"], outline(error))
             status, headers, body = 500, [JSON], error_body(f"the model failed: {type(error).__name__}")
         await respond(send, status, headers, body)
 
