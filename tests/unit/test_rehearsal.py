@@ -87,6 +87,11 @@ def test_rows_on_which_the_champion_fails_are_skipped(tmp_path: Path, version: V
     assert (report.whole.rows, report.skipped) == (20, 20)
 
 
+def test_a_file_that_the_logs_bound_has_taken_meanwhile_is_passed_over(tmp_path: Path, version: Version) -> None:
+    gone = str(tmp_path / "version=1" / "gone.parquet")
+    assert compare_file(str(tmp_path), gone, version(1), version(2), CompareSpec()) == Counter()
+
+
 def test_a_column_of_many_values_makes_no_slices(tmp_path: Path, version: Version) -> None:
     logged(tmp_path)
     log = RequestLog(str(tmp_path), 100)

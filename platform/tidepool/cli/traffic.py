@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from dataclasses import asdict
 from typing import Any
 
@@ -87,7 +89,8 @@ def replay(
     from tidepool.settings import Settings
 
     settings = Settings()
-    with connect(settings):
+    # Ray says on standard output when it starts workers; that is for the report.
+    with contextlib.redirect_stdout(sys.stderr), connect(settings):
         from tidepool.serve.rehearsal import rehearse
 
         report = rehearse(settings, name, version)
