@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,12 +66,13 @@ def no_ray_cluster() -> None:
 def make_artifact(tmp_path: Path) -> Callable[..., Path]:
     """Makes a small artifact of the digits recipe whose logits are `bias` wherever the image is zero."""
 
-    def make(favourite: int = 0, golden_shift: float = 0.0) -> Path:
+    def make(favourite: int = 0, golden_shift: float = 0.0, serve: Mapping[str, Any] | None = None) -> Path:
         from tidepool.artifact import GOLDEN, ONNX, WEIGHTS, Golden, answer, new_artifact
         from tidepool.recipes.digits import Digits, Scaling
         from tidepool.serve.engine import OnnxEngine
 
         recipe, scaling = Digits(), Scaling(16.0)
+        spec = {"name": "digits", "recipe": "tidepool.recipes.digits:Digits", "data": {"source": "x"}}
         folder = tmp_path / f"artifact-{favourite}-{golden_shift}"
         with new_artifact(
             str(folder),
@@ -80,7 +82,7 @@ def make_artifact(tmp_path: Path) -> Callable[..., Path]:
             signature=recipe.signature,
             preprocessing_state=scaling.state(),
             metrics={"accuracy": 0.5},
-            lineage={"spec": {"name": "digits", "recipe": "tidepool.recipes.digits:Digits", "data": {"source": "x"}}},
+            lineage={"spec": {**spec, "serve": dict(serve or {})}},
         ) as building:
             (building / WEIGHTS).write_bytes(b"no weights")
             (building / ONNX).write_bytes(_linear_onnx(favourite))

@@ -159,8 +159,8 @@ def test_a_packed_body_is_unpacked(send: Send, encoding: str, pack: Callable[[by
 @pytest.mark.parametrize(
     ("encoding", "content", "status", "words"),
     [
-        ("gzip", gzip.compress(b" " * 1_000_000), 413, "too large"),
-        ("gzip", gzip.compress(b"{}")[:-4], 400, "truncated"),
+        ("gzip", gzip.compress(b" " * 1_000_000, mtime=0), 413, "too large"),
+        ("gzip", gzip.compress(b"{}", mtime=0)[:-4], 400, "truncated"),
         ("gzip", b"no gzip", 400, "can't be unpacked"),
         ("br", b"", 400, "content-encoding"),
     ],

@@ -11,8 +11,12 @@ import pytest
 
 from tidepool.artifact import open_artifact
 from tidepool.errors import CorruptionError
-from tidepool.serve.app import Model
-from tidepool.serve.dataplane import Dataplane
+from tidepool.serve.dataplane import Dataplane, LoadedVersion
+from tidepool.serve.replica import Model
+from tidepool.serve.traffic import TrafficControl
+from tidepool.serve.versions import Entry
+from tidepool.settings import Settings
+from tidepool.spec import ServeSpec
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -22,12 +26,21 @@ class Replica(Model):
 
     def __init__(self) -> None:
         self._dataplane = Dataplane("digits")
+        self._traffic = TrafficControl("digits", ServeSpec(), Settings())
         self._slo_s, self._max_waiting = 0.1, 16
+        self.memory_for = 100
 
-    def told(self, champion: int, **entries: Path) -> list[str]:
+    def _load(self, entry: Entry) -> LoadedVersion:
+        if not self.memory_for:
+            raise MemoryError
+        self.memory_for -= 1
+        return super()._load(entry)
+
+    def told(self, champion: int, canary: int | None = None, **entries: Path) -> list[str]:
         """The versions that it has after hearing of a table."""
+        shares = {} if canary is None else {"canary": {"version": str(canary), "percent": 50.0, "since": 1.0}}
         rows = [{"version": name[1:], "uri": str(uri), "digest": DIGESTS[uri]} for name, uri in entries.items()]
-        asyncio.run(self._apply_versions({"champion": str(champion), "entries": rows}))
+        asyncio.run(self._apply_versions({"champion": str(champion), "entries": rows, "shares": shares}))
         return sorted(self._dataplane.lineup.versions)
 
 
@@ -70,3 +83,14 @@ def test_a_version_that_the_table_names_no_more_is_let_go(versions: list[Path]) 
     kept: Any = replica._dataplane.choose("2")
     assert replica.told(3, v3=three, v2=two) == ["2", "3"]
     assert replica._dataplane.choose("2") is kept
+
+
+def test_a_canary_for_which_there_is_no_memory_is_left_out(versions: list[Path]) -> None:
+    one, two, _ = versions
+    replica = Replica()
+    replica.memory_for = 1
+    assert replica.told(1, canary=2, v1=one, v2=two) == ["1"]
+    assert replica._dataplane.lineup.traffic is None
+    replica.memory_for = 1
+    assert replica.told(1, canary=2, v1=one, v2=two) == ["1", "2"]
+    assert replica._dataplane.lineup.traffic is not None

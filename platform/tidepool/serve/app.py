@@ -6,121 +6,26 @@ a driver that is connected to the cluster. Each touches one application and leav
 
 from __future__ import annotations
 
-import asyncio
-import gc
-import logging
-import sys
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tidepool import __version__
 from tidepool.artifact import open_artifact
-from tidepool.errors import ClusterError, ModelNotFound, TidepoolError
+from tidepool.errors import ClusterError, ModelNotFound
 from tidepool.pool import coordinator
-from tidepool.serve import autoscale, gateway, grpc, jwks, shortcut, tallies, tokens, versions
-from tidepool.serve.auth import Key, KeyFile, Keyring
-from tidepool.serve.dataplane import Dataplane, Lineup, LoadedVersion, load_version
-from tidepool.serve.reception import Reception
-from tidepool.serve.rest import ModelApp
-from tidepool.serve.versions import Entry, VersionTable
-from tidepool.serve.vitals import Vitals
+from tidepool.serve import autoscale, gateway, versions
+from tidepool.serve.auth import KeyFile
+from tidepool.serve.replica import Gateway, Model
 from tidepool.settings import Settings
-from tidepool.spec import ServeSpec, Spec, spec_of
+from tidepool.spec import Spec, spec_of
 
 if TYPE_CHECKING:
     from ray.serve import Application
 
     from tidepool.registry.entities import ModelVersion
 
-log = logging.getLogger(__name__)
-
 LOGGING = {"enable_access_log": False, "log_level": "WARNING"}
 """No access log: its buffer holds up a replica for 18 ms at every thousandth request."""
-
-
-class Model:
-    """A replica of one model: loads the versions of its table, and answers."""
-
-    async def __init__(self, name: str, serve_spec: dict[str, Any]) -> None:  # type: ignore[misc]
-        spec = ServeSpec(**serve_spec)
-        self._dataplane = Dataplane(name, int(spec.cache_mb * 1e6))
-        self._tokens = tokens.of(Settings()) if spec.auth == "jwt" else None
-        self._keyring = None if spec.auth == "none" else Keyring(tokens=self._tokens)
-        self._max_body_bytes = int(spec.max_body_mb * 1e6)
-        self._slo_s = spec.slo_p99_ms / 1e3
-        self._max_waiting = spec.max_queued_requests if spec.max_queued_requests >= 0 else sys.maxsize
-        self._max_in_air = spec.max_ongoing_requests + self._max_waiting
-        self._vitals = Vitals(self._slo_s)
-        topics: dict[str, Callable[[Any], Any]] = {f"model:{name}": self._apply_versions}
-        if self._keyring is not None:
-            topics[versions.KEYS] = self._apply_keys
-        self._tasks = []
-        for topic, apply in topics.items():
-            revision, value = await versions.keeper().wait.remote(topic)
-            await apply(value)
-            self._tasks.append(asyncio.create_task(versions.follow(topic, apply, revision)))
-        if self._keyring is not None:
-            self._tasks.append(asyncio.create_task(tallies.share(self._keyring.limits, tallies.teller())))
-        if self._keyring is not None and self._tokens is not None:
-            published = (self._tokens, str(Settings().jwt_jwks), self._keyring.forget)
-            await jwks.refresh(*published)
-            self._tasks.append(asyncio.create_task(jwks.follow(*published)))
-
-        grpc.answer_with(self, grpc.Servicer(self._dataplane, self._keyring, self._max_body_bytes))
-        # What is here now stays: the collector, which stops everything, needn't look at it again and again.
-        gc.collect()
-        gc.freeze()
-
-    def __serve_build_asgi_app__(self) -> ModelApp:
-        app = ModelApp(self._dataplane, self._keyring, self._max_body_bytes, self._max_in_air)
-        shortcut.publish(f"{gateway.MODEL_PREFIX}{self._dataplane.model}", app)
-        return app
-
-    async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What `autoscale.PoolPolicy` goes by; Serve asks several times a second."""
-        return self._vitals.sample(self._dataplane.ran_s, self._dataplane.backlog_s, self._dataplane.asked)
-
-    def check_health(self) -> None:
-        """Serve calls this every few seconds and replaces a replica in which it raises."""
-        _ = self._dataplane.lineup
-
-    async def _apply_versions(self, value: dict[str, Any]) -> None:
-        """Load what the table names and isn't loaded, flip, and let go of what it names no more.
-
-        A champion that can't be loaded is an error: the versions that answered go on. Others are merely left out.
-        """
-        table = VersionTable.from_json(value)
-        loaded = dict(self._dataplane.lineup.versions) if self._dataplane.ready() else {}
-        for entry in sorted(table.entries, key=lambda entry: entry.version != table.champion):
-            known = loaded.get(entry.version)
-            if known is None or known.digest != entry.digest:
-                try:
-                    loaded[entry.version] = await asyncio.to_thread(self._load, entry)
-                except TidepoolError as error:
-                    if entry.version == table.champion:
-                        raise
-                    loaded.pop(entry.version, None)
-                    log.warning("version %s is left out: %s", entry.version, error)
-            if entry.version == table.champion:
-                self._dataplane.flip(Lineup(table.champion, dict(loaded)))
-        wanted = {entry.version: loaded[entry.version] for entry in table.entries if entry.version in loaded}
-        self._dataplane.flip(Lineup(table.champion, wanted))
-
-    def _load(self, entry: Entry) -> LoadedVersion:
-        artifact = open_artifact(entry.uri, Settings().root / "cache", entry.digest)
-        return load_version(entry.version, artifact, self._slo_s, self._max_waiting)
-
-    async def _apply_keys(self, value: list[dict[str, Any]]) -> None:
-        assert self._keyring is not None
-        self._keyring.replace(Key.from_json(entry) for entry in value)
-
-
-class Gateway:
-    """The replica at `/`: what is about no model, and what is about none that is served."""
-
-    def __init__(self, grpc_address: str) -> None:
-        grpc.answer_with(self, Reception(grpc_address))
 
 
 def application(spec: Spec) -> Application:

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tidepool.artifact import Artifact, answer
 from tidepool.errors import NotReady, UnknownModel
@@ -24,6 +24,9 @@ from tidepool.serve.engine import OnnxEngine
 from tidepool.serve.protocol import InferRequest, InferResponse, Tensors
 from tidepool.serve.stacking import Stacking
 from tidepool.serve.statistics import Counts
+
+if TYPE_CHECKING:
+    from tidepool.serve.traffic import Traffic
 
 WARM_UP_ROWS = 64
 """The largest batch that a version runs before its first request, to learn what batches cost."""
@@ -62,6 +65,8 @@ class Lineup:
 
     champion: str
     versions: Mapping[str, LoadedVersion] = field(default_factory=dict)
+    traffic: Traffic | None = None
+    """None: the champion answers every request that names no version, nobody else is asked, nothing is logged."""
 
 
 class Dataplane:
@@ -111,15 +116,23 @@ class Dataplane:
             NotReady: nothing is loaded yet.
             Overloaded: too much waits already, for the request's own deadline or altogether.
         """
-        chosen = self.choose(version)
+        traffic = self.lineup.traffic
+        visit = None if traffic is None else traffic.visit(request, version, key)
+        chosen = self.choose(version if visit is None else visit.version)
         rows = protocol.check_inputs(chosen.signature, request.inputs)
         began = time.monotonic_ns()
         try:
             outputs = await self._outputs(chosen, request, rows, key)
-        except BaseException:
-            chosen.counts.failed(time.monotonic_ns() - began)
+        except BaseException as error:
+            took = time.monotonic_ns() - began
+            chosen.counts.failed(took)
+            if visit is not None:
+                visit.failed(chosen, rows, error, took)
             raise
-        chosen.counts.answered(rows, time.monotonic_ns() - began)
+        took = time.monotonic_ns() - began
+        chosen.counts.answered(rows, took)
+        if visit is not None:
+            visit.answered(chosen, rows, outputs, took)
         selected, binary = protocol.select_outputs(chosen.signature, request, outputs)
         return InferResponse(
             model=self.model,
@@ -166,11 +179,12 @@ class Dataplane:
     def metadata(self, version: str | None = None) -> dict[str, Any]:
         """The model's metadata as the protocol has it."""
         chosen = self.choose(version)
+        tensors = chosen.signature.to_json()
         return {
             "name": self.model,
             "versions": list(self.lineup.versions),
             "platform": protocol.PLATFORM,
-            **chosen.signature.to_json(),
+            **{side: tensors[side] for side in ("inputs", "outputs")},
             "parameters": {"version": chosen.version, "digest": chosen.digest},
         }
 
@@ -178,7 +192,9 @@ class Dataplane:
         """What the versions in memory, or one of them, have done in this replica."""
         chosen = [self.choose(version)] if version else self.lineup.versions.values()
         stats = [one.counts.to_json(self.model, one.version, one.batcher.costs.runs) for one in chosen]
-        return {"model_stats": stats, **({"cache": asdict(self._cache.statistics)} if self._cache else {})}
+        document = {"model_stats": stats, **({"cache": asdict(self._cache.statistics)} if self._cache else {})}
+        traffic = self.lineup.traffic
+        return document if traffic is None else {**document, **traffic.to_json()}
 
     def ready(self, version: str | None = None) -> bool:
         """Whether requests for this version would be answered."""

@@ -23,6 +23,7 @@ from tidepool.serve import health, protobuf, protocol
 from tidepool.serve._pb2 import open_inference_pb2 as pb
 from tidepool.serve.auth import INFER, READ, Keyring
 from tidepool.serve.dataplane import Dataplane
+from tidepool.serve.masking import outline
 from tidepool.serve.queueing import TryLater
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def failing_softly(call: Call) -> Call:
             if isinstance(error, TryLater):
                 grpc_context.set_trailing_metadata((("retry-after", str(math.ceil(error.retry_after_s))),))
         except Exception as error:
-            log.exception("answering %s failed", call.__name__)
+            log.error("answering %s failed: %s", call.__name__, outline(error))
             code, details = grpc.StatusCode.INTERNAL, f"the model failed: {type(error).__name__}"
         grpc_context.set_code(code)
         grpc_context.set_details(details[:MAX_DETAILS])

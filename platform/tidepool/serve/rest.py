@@ -17,6 +17,7 @@ from tidepool.serve import codecs, explaining
 from tidepool.serve.auth import EXPLAIN, INFER, READ, Keyring
 from tidepool.serve.body import Body, Receive, read_body, too_large
 from tidepool.serve.dataplane import Dataplane
+from tidepool.serve.masking import outline
 from tidepool.serve.protocol import InferResponse
 from tidepool.serve.queueing import TryLater, try_later
 
@@ -198,7 +199,7 @@ async def _disconnected(receive: Receive) -> None:
 
 def _failure(error: Exception, model: str) -> Answer:
     if not isinstance(error, TidepoolError):
-        log.error("answering for %s failed", model, exc_info=error)
+        log.error("answering for %s failed: %s", model, outline(error))
         return 500, [JSON], error_body(f"the model failed: {type(error).__name__}")
     status, headers = status_of(error), [JSON]
     if status == 401:

@@ -30,7 +30,7 @@ class Vitals:
         clock: Callable[[], float] = time.monotonic,
         processor_s: Callable[[], float] = wanted_s,
     ) -> None:
-        """`slo_s`: seconds that an answer may take. `processor_s`: seconds for which this thread has wanted a processor."""
+        """`slo_s`: seconds that an answer may take. `processor_s`: seconds that this thread has wanted a processor."""
         self._slo_s, self._clock, self._processor_s = slo_s, clock, processor_s
         self._seen_at, self._used_s, self._ran_s = clock(), processor_s(), 0.0
         self._asked = 0
