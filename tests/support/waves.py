@@ -23,7 +23,7 @@ from paced import PacedDigits, spec_of
 from tidepool.spec import Spec
 
 STEPS_PER_EPOCH = 23
-EPOCHS = 20
+EPOCHS = 30
 
 
 class CountedDigits(PacedDigits):
@@ -73,20 +73,26 @@ class Waves:
     """A driver on a cluster of its own, with training in a thread."""
 
     def __init__(self, folder: Path, slots: int = 4) -> None:
-        import ray
-
         from tidepool.data.preprocess import prepare
 
-        ray.init(address="local", num_cpus=6, resources={"slot": slots}, include_dashboard=False, log_to_driver=False)
-        self.folder = folder
+        self.folder, self.slots = folder, slots
+        self.hurry, self.used = folder / "hurry", folder / "used"
+        self.connect()
         spec = spec_of("1", 1, folder)
         self.data = prepare(spec, PacedDigits(), str(folder / "data"))
         self.step = 0
+        self.coordinator: Any = None
+
+    def connect(self) -> None:
+        """Start a cluster, and what a wave consists of."""
+        import ray
+
+        slots = {"slot": self.slots}
+        ray.init(address="local", num_cpus=6, resources=slots, include_dashboard=False, log_to_driver=False)
         # To Ray and to the pool it looks as Serve's replicas do.
         replica = type("ServeReplica:wave:Model", (), {"ping": lambda self: True})
         self.replica = ray.remote(resources={"slot": 1}, num_cpus=0)(replica)
         self.replicas: list[Any] = []
-        self.coordinator: Any = None
 
     def open_the_pool(self) -> None:
         """Start a coordinator that holds nothing back for long."""
@@ -95,6 +101,26 @@ class Waves:
         from tidepool.settings import Settings
 
         self.coordinator = coordinator.start(Settings(), PolicySpec(hold_s=0.5, max_moves_per_minute=30))
+
+    def begin(self) -> None:
+        """Open the pool, and train with zero to four live members who write down the samples that they use."""
+        from tidepool.pool import coordinator
+
+        self.open_the_pool()
+        self.used.mkdir()
+        params = f"params={{hurry: {self.hurry}, used: {self.used}}}"
+        spec = spec_of("[0, 4]", EPOCHS, self.hurry, "recipe=waves:CountedDigits", params)
+        self.thread, self.results = self.train(spec, coordinator.sharing(spec))
+
+    def finish(self) -> dict[str, Any]:
+        """Let the run go on to its end; what came of it, and what is free then."""
+        import ray
+
+        self.hurry.touch()
+        self.thread.join()
+        self.wait_until(lambda: ray.available_resources().get("slot") == self.slots)
+        free = ray.available_resources()["slot"]
+        return {"free in the end": free, "uses": self.uses(self.used), **self.outcome(self.results[0])}
 
     def train(self, spec: Spec, share: Any = None) -> tuple[threading.Thread, list[Any]]:
         """The thread that trains, and where it leaves the result."""
