@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from paced import PacedDigits, spec_of
+from paced import PacedDigits, SlowAnswer, spec_of
 from tidepool.spec import Spec
 
 STEPS_PER_EPOCH = 23
@@ -121,6 +121,27 @@ class Waves:
         self.wait_until(lambda: ray.available_resources().get("slot") == self.slots)
         free = ray.available_resources()["slot"]
         return {"free in the end": free, "uses": self.uses(self.used), **self.outcome(self.results[0])}
+
+    def deployed(self, most: int) -> Any:
+        """The handle of an application of Serve's with one to so many replicas, each for two requests at a time."""
+        from ray import serve
+
+        from tidepool.serve.autoscale import policy, replica_options
+
+        serve.start(proxy_location="Disabled")
+        bounds = {"min_replicas": 1, "max_replicas": most, "target_ongoing_requests": 2}
+        delays = {
+            "upscale_delay_s": 0.0,
+            "downscale_delay_s": 1.0,
+            "metrics_interval_s": 0.2,
+            "look_back_period_s": 0.5,
+        }
+        deployment = serve.deployment(
+            name="Model",
+            ray_actor_options=replica_options("slot", 0),
+            autoscaling_config={**bounds, **delays, "policy": policy("slot", 0, 0, 1000.0)},
+        )(SlowAnswer)
+        return serve.run(deployment.bind(), name="app", route_prefix=None)
 
     def train(self, spec: Spec, share: Any = None) -> tuple[threading.Thread, list[Any]]:
         """The thread that trains, and where it leaves the result."""
