@@ -97,6 +97,7 @@ def test_a_stand_in_tells_the_autoscaler_what_waits() -> None:
 
 def test_a_new_replica_s_first_answer_is_counted_from_the_rise_before_it() -> None:
     assert until_new_answers(np.array([30.0, 90.0, 150.0]), [0.1, 33.0, 34.0, 152.5]) == [3.0, 2.5]
+    assert until_new_answers(np.array([]), [0.1]) == []
 
 
 def test_the_regimes_share_out_all_accelerators() -> None:

@@ -83,7 +83,7 @@ def until_new_answers(rises_s: Floats, first_s: Iterable[float]) -> list[float]:
     [3.0, 2.5]
     """
     firsts = np.sort(list(first_s))
-    ends = [*rises_s[1:], np.inf]
+    ends = np.append(rises_s, np.inf)[1:]
     new = [firsts[(firsts > rise) & (firsts < end)] for rise, end in zip(rises_s, ends, strict=True)]
     return [float(times[0] - rise) for rise, times in zip(rises_s, new, strict=True) if len(times)]
 
