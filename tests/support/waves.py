@@ -64,7 +64,8 @@ def run_as_script(file: str, home: Path, *arguments: str) -> dict[str, Any]:
     command = [sys.executable, file, *arguments]
     script = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=540, check=False)
     assert script.returncode == 0, script.stdout[-2000:] + script.stderr[-6000:]
-    facts: dict[str, Any] = json.loads(script.stdout.splitlines()[-1])
+    printed = [line for line in script.stdout.splitlines() if line.startswith("{")]  # Ray may say something after it
+    facts: dict[str, Any] = json.loads(printed[-1])
     print(facts)
     return facts
 
