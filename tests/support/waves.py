@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from paced import PacedDigits, spec_of
+from paced import PacedDigits, SlowAnswer, spec_of
 from tidepool.spec import Spec
 
 STEPS_PER_EPOCH = 23
-EPOCHS = 20
+EPOCHS = 30
 
 
 class CountedDigits(PacedDigits):
@@ -64,7 +64,8 @@ def run_as_script(file: str, home: Path, *arguments: str) -> dict[str, Any]:
     command = [sys.executable, file, *arguments]
     script = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=540, check=False)
     assert script.returncode == 0, script.stdout[-2000:] + script.stderr[-6000:]
-    facts: dict[str, Any] = json.loads(script.stdout.splitlines()[-1])
+    printed = [line for line in script.stdout.splitlines() if line.startswith("{")]  # Ray may say something after it
+    facts: dict[str, Any] = json.loads(printed[-1])
     print(facts)
     return facts
 
@@ -73,20 +74,26 @@ class Waves:
     """A driver on a cluster of its own, with training in a thread."""
 
     def __init__(self, folder: Path, slots: int = 4) -> None:
-        import ray
-
         from tidepool.data.preprocess import prepare
 
-        ray.init(address="local", num_cpus=6, resources={"slot": slots}, include_dashboard=False, log_to_driver=False)
-        self.folder = folder
+        self.folder, self.slots = folder, slots
+        self.hurry, self.used = folder / "hurry", folder / "used"
+        self.connect()
         spec = spec_of("1", 1, folder)
         self.data = prepare(spec, PacedDigits(), str(folder / "data"))
         self.step = 0
+        self.coordinator: Any = None
+
+    def connect(self) -> None:
+        """Start a cluster, and what a wave consists of."""
+        import ray
+
+        slots = {"slot": self.slots}
+        ray.init(address="local", num_cpus=6, resources=slots, include_dashboard=False, log_to_driver=False)
         # To Ray and to the pool it looks as Serve's replicas do.
         replica = type("ServeReplica:wave:Model", (), {"ping": lambda self: True})
         self.replica = ray.remote(resources={"slot": 1}, num_cpus=0)(replica)
         self.replicas: list[Any] = []
-        self.coordinator: Any = None
 
     def open_the_pool(self) -> None:
         """Start a coordinator that holds nothing back for long."""
@@ -95,6 +102,47 @@ class Waves:
         from tidepool.settings import Settings
 
         self.coordinator = coordinator.start(Settings(), PolicySpec(hold_s=0.5, max_moves_per_minute=30))
+
+    def begin(self) -> None:
+        """Open the pool, and train with zero to four live members who write down the samples that they use."""
+        from tidepool.pool import coordinator
+
+        self.open_the_pool()
+        self.used.mkdir()
+        params = f"params={{hurry: {self.hurry}, used: {self.used}}}"
+        spec = spec_of("[0, 4]", EPOCHS, self.hurry, "recipe=waves:CountedDigits", params)
+        self.thread, self.results = self.train(spec, coordinator.sharing(spec))
+
+    def finish(self) -> dict[str, Any]:
+        """Let the run go on to its end; what came of it, and what is free then."""
+        import ray
+
+        self.hurry.touch()
+        self.thread.join()
+        self.wait_until(lambda: ray.available_resources().get("slot") == self.slots)
+        free = ray.available_resources()["slot"]
+        return {"free in the end": free, "uses": self.uses(self.used), **self.outcome(self.results[0])}
+
+    def deployed(self, most: int) -> Any:
+        """The handle of an application of Serve's with one to so many replicas, each for two requests at a time."""
+        from ray import serve
+
+        from tidepool.serve.autoscale import policy, replica_options
+
+        serve.start(proxy_location="Disabled")
+        bounds = {"min_replicas": 1, "max_replicas": most, "target_ongoing_requests": 2}
+        delays = {
+            "upscale_delay_s": 0.0,
+            "downscale_delay_s": 1.0,
+            "metrics_interval_s": 0.2,
+            "look_back_period_s": 0.5,
+        }
+        deployment = serve.deployment(
+            name="Model",
+            ray_actor_options=replica_options("slot", 0),
+            autoscaling_config={**bounds, **delays, "policy": policy("slot", 0, 0, 1000.0)},
+        )(SlowAnswer)
+        return serve.run(deployment.bind(), name="app", route_prefix=None)
 
     def train(self, spec: Spec, share: Any = None) -> tuple[threading.Thread, list[Any]]:
         """The thread that trains, and where it leaves the result."""
