@@ -23,10 +23,11 @@ class SlowAnswer:
     def __init__(self, service_s: float, slo_s: float) -> None:
         self._service_s, self._turn = service_s, asyncio.Semaphore(1)
         self._vitals = Vitals(slo_s, processor_s=lambda: 0.0)
-        self._waiting, self._ran_s = 0, 0.0
+        self._asked, self._waiting, self._ran_s = 0, 0, 0.0
 
     async def __call__(self, request: Any) -> str:  # noqa: ARG002
         """Answer when it is this request's turn, with what tells this replica apart."""
+        self._asked += 1
         self._waiting += 1
         async with self._turn:
             await asyncio.sleep(self._service_s)
@@ -36,7 +37,7 @@ class SlowAnswer:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What a real replica tells Serve's controller for the autoscaling policy."""
-        return self._vitals.sample(self._ran_s, self._waiting * self._service_s)
+        return self._vitals.sample(self._ran_s, self._waiting * self._service_s, self._asked)
 
 
 class SlowDigits(Digits):
