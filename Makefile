@@ -4,9 +4,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+SMALL := tests/unit tests/conventions
+NODES := tests/faults/test_pool_outages.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo fix check test bench docs up down constraints protos clean-venv
+.PHONY: help install demo fix check test test-small test-clusters test-nodes bench docs up down constraints protos clean-venv
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,8 +33,17 @@ check: install ## format, lint and types, nothing changed
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
-test: install ## the test suite
-	@$(BIN)/pytest -q --durations=30 --numprocesses=2 --dist=loadgroup
+test: install ## the test suite: what has no cluster, and what has, side by side
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target test-clusters test-small test-nodes
+
+test-small: install
+	@$(BIN)/pytest -q --durations=10 $(SMALL)
+
+test-clusters: install
+	@$(BIN)/pytest -q --durations=25 $(addprefix --ignore=,$(SMALL) $(NODES))
+
+test-nodes: install
+	@$(BIN)/pytest -q --durations=5 $(NODES)
 
 docs: install ## the pages against the code: commands, links, fields, errors
 	@$(BIN)/pytest -q tests/conventions/test_docs.py

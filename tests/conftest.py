@@ -16,19 +16,6 @@ settings.register_profile("tidepool", deadline=None)  # CI machines are slow, an
 settings.load_profile("tidepool")
 
 
-ALONE = ("unit", "conventions")
-"""Folders whose tests may run beside any other; those of all others have clusters, one at a time."""
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes of tests, clusters stay in one of them."""
-    here = Path(__file__).parent
-    for item in items:
-        if item.path.relative_to(here).parts[0] not in ALONE:
-            item.add_marker(pytest.mark.xdist_group("clusters"))
-
-
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty TIDEPOOL_HOME."""
