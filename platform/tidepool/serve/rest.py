@@ -13,7 +13,7 @@ import orjson
 
 from tidepool import errors
 from tidepool.errors import ClientGone, InvalidRequest, TidepoolError, UnknownModel
-from tidepool.serve import codecs, explaining
+from tidepool.serve import codecs, explaining, triton
 from tidepool.serve.auth import EXPLAIN, INFER, READ, Keyring
 from tidepool.serve.body import Body, Receive, read_body, too_large
 from tidepool.serve.dataplane import Dataplane
@@ -125,6 +125,10 @@ class ModelApp:
                 return self._told(scope, self._dataplane.metadata, None)
             case ["versions", version]:
                 return self._told(scope, self._dataplane.metadata, version)
+            case ["config"]:
+                return self._told(scope, self._config, None)
+            case ["versions", version, "config"]:
+                return self._told(scope, self._config, version)
             case ["stats"]:
                 return self._told(scope, self._dataplane.statistics, None)
             case ["versions", version, "stats"]:
@@ -165,6 +169,9 @@ class ModelApp:
             return _wrong_method(b"GET, HEAD")
         self._authorize(dict(scope["headers"]), READ)
         return 200, [JSON], orjson.dumps(tell(version))
+
+    def _config(self, version: str | None) -> dict[str, Any]:
+        return triton.config(self._dataplane.metadata(version))
 
     def _authorize(self, headers: Mapping[bytes, bytes], verb: str) -> str:
         """The id of the caller's key, which is good for `verb`; empty where none is needed."""
