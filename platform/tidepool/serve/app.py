@@ -120,7 +120,7 @@ class Gateway:
     """The replica at `/`: what is about no model, and what is about none that is served."""
 
     def __init__(self, grpc_address: str) -> None:
-        grpc.answer_with(self, Reception(grpc_address))
+        grpc.answer_with(self, Reception(grpc_address, gateway.served_models))
 
 
 def application(spec: Spec) -> Application:
