@@ -13,6 +13,8 @@ import sys
 import venv
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1] / "support"))
+
 import service
 
 HERE = Path(__file__).parent
@@ -37,8 +39,8 @@ def main() -> int:
         seed = ["--seed", str(options.seed)] if options.seed is not None else []
         url = f"http://{addresses[0]}/openapi.json"
         config = ["--config-file", HERE / "schemathesis.toml"]
-        for version in ("1", "999"):
-            variables = {**os.environ, "MODEL": "digits", "VERSION": version, "KEY": running.key}
+        for model, version in (("digits", "1"), ("digits", "999"), ("letters", "1")):
+            variables = {**os.environ, "MODEL": model, "VERSION": version, "KEY": running.key}
             made_up = [programs["schemathesis"] / "schemathesis", *config, "run", url, *seed]
             failed.append(bool(subprocess.run(made_up, env=variables).returncode))
     return sum(failed)

@@ -15,6 +15,7 @@ from typing import Any
 
 import recipes
 
+from letters import write_letters
 from tidepool.artifact import GOLDEN, ONNX, WEIGHTS, new_artifact, open_artifact
 from tidepool.cluster import environment, processes
 from tidepool.recipe import load_recipe
@@ -22,9 +23,11 @@ from tidepool.registry.client import Registry
 from tidepool.settings import Settings
 
 HERE = Path(__file__).parent
+SUPPORT = HERE.parent / "support"
 COMMAND = str(Path(sys.executable).with_name("tidepool"))
 MODELS: dict[str, tuple[str, Mapping[str, Any], Callable[[Path], None]]] = {
     "digits": ("tidepool.recipes.digits:Digits", {"largest": 16.0}, recipes.write_digits),
+    "letters": ("letters:Letters", {}, write_letters),
     "halves": ("recipes:Halves", {}, recipes.write_halves),
 }
 """Name to recipe, fitted preprocessing, and what writes the network."""
@@ -73,7 +76,7 @@ def _register(settings: Settings, name: str) -> None:
 
 
 def _tidepool(*arguments: str) -> None:
-    path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(HERE), str(SUPPORT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run([COMMAND, *arguments], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"tidepool {' '.join(arguments)}: {done.stderr}")

@@ -9,19 +9,19 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tidepool.artifact import Artifact, answer
 from tidepool.errors import NotReady, UnknownModel
-from tidepool.recipe import Signature
+from tidepool.recipe import Generates, Signature
 from tidepool.serve import protocol
 from tidepool.serve.batching import MAX_WAITING, Batcher
 from tidepool.serve.cache import Cache, cache_key
 from tidepool.serve.costs import calibrate
 from tidepool.serve.engine import OnnxEngine
-from tidepool.serve.protocol import InferRequest, InferResponse, Tensors
+from tidepool.serve.protocol import InferRequest, InferResponse, Parameters, Tensors
 from tidepool.serve.stacking import Stacking
 from tidepool.serve.statistics import Counts
 
@@ -41,6 +41,8 @@ class LoadedVersion:
     batcher: Batcher
     """The same for many requests at once."""
     counts: Counts = field(default_factory=Counts)
+    generate: Callable[[str, Parameters], Generator[str, None, None]] | None = None
+    """Text that goes on from a text, step by step, of recipes that generate."""
 
 
 def load_version(version: str, artifact: Artifact, slo_s: float = 0.1, max_waiting: int = MAX_WAITING) -> LoadedVersion:
@@ -53,7 +55,8 @@ def load_version(version: str, artifact: Artifact, slo_s: float = 0.1, max_waiti
     run(protocol.zeros(signature, 1))
     batcher = Batcher(run, Stacking(signature.inputs), slo_s, max_requests=max(1, max_waiting))
     calibrate(batcher.costs, lambda rows: run(protocol.zeros(signature, rows)), WARM_UP_ROWS, slo_s / 4)
-    return LoadedVersion(version, artifact.digest, signature, run, batcher)
+    generate = functools.partial(recipe.generate, preprocessing, engine) if isinstance(recipe, Generates) else None
+    return LoadedVersion(version, artifact.digest, signature, run, batcher, generate=generate)
 
 
 @dataclass(frozen=True)

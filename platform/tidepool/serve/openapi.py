@@ -42,6 +42,12 @@ def document() -> Json:
         explain = _operation("What an answer rests on", "InferResponse", parameters, _ASKED)
         explain["responses"]["200"]["content"]["image/png"] = _BINARY
         explain["responses"]["200"]["content"]["application/octet-stream"] = _BINARY
+        generate = _operation("Generate text", "GenerateResponse", parameters, _ASKED)
+        generate["requestBody"] = _body("GenerateRequest", _PROMPT)
+        paths[f"{base}/generate"] = {"post": generate}
+        events = _operation("Generate text, piece by piece", "GenerateResponse", parameters, _ASKED)
+        events["responses"]["200"]["content"] = {"text/event-stream": {"schema": _TEXT}}
+        paths[f"{base}/generate_stream"] = {"post": {**events, "requestBody": generate["requestBody"]}}
         paths[f"{base}/explain"] = {"post": {**explain, "requestBody": infer["requestBody"]}}
     return {
         "openapi": "3.0.3",
@@ -133,6 +139,7 @@ _TENSOR = _object(
     data=_list({}),
 )
 _EXAMPLE: Json = {"inputs": [{"name": "image", "shape": [1, 64], "datatype": "FP32", "data": [0] * 64}]}
+_PROMPT: Json = {"text_input": "Once upon a time", "parameters": {"max_tokens": 20}}
 _SCHEMAS: Json = {
     "Error": _object(("error",), error=_TEXT),
     "Live": _object(("live",), live=_FLAG),
@@ -164,6 +171,14 @@ _SCHEMAS: Json = {
         parameters=_or_null(_FREE),
         inputs=_list(_TENSOR),
         outputs=_or_null(_list(_object(("name",), name=_TEXT, parameters=_or_null(_FREE)))),
+    ),
+    "GenerateRequest": _object(("text_input",), id=_or_null(_TEXT), text_input=_TEXT, parameters=_or_null(_FREE)),
+    "GenerateResponse": _object(
+        ("model_name", "model_version", "text_output"),
+        id=_TEXT,
+        model_name=_TEXT,
+        model_version=_TEXT,
+        text_output=_TEXT,
     ),
     "InferResponse": _object(
         ("model_name", "outputs"),

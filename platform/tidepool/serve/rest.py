@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 import orjson
 
 from tidepool import errors
-from tidepool.errors import ClientGone, InvalidRequest, TidepoolError, UnknownModel
-from tidepool.serve import codecs, explaining, triton
+from tidepool.errors import InvalidRequest, TidepoolError, UnknownModel
+from tidepool.serve import codecs, explaining, generating, triton
 from tidepool.serve.auth import EXPLAIN, INFER, READ, Keyring
 from tidepool.serve.body import Body, Receive, read_body, too_large
 from tidepool.serve.dataplane import Dataplane
+from tidepool.serve.generating import Generating
+from tidepool.serve.presence import stream, unless_gone
 from tidepool.serve.protocol import InferResponse
 from tidepool.serve.queueing import TryLater, try_later
 
@@ -28,6 +29,7 @@ Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 Answer = tuple[int, Headers, bytes]
 """Status, headers without the length, and body."""
+Stream = AsyncGenerator[bytes, None]
 
 STATUS: dict[type[TidepoolError], int] = {
     errors.TidepoolError: 500,
@@ -45,6 +47,7 @@ STATUS: dict[type[TidepoolError], int] = {
 
 JSON = (b"content-type", b"application/json")
 OCTETS = (b"content-type", b"application/octet-stream")
+EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 PNG = (b"content-type", b"image/png")
 BINARY_LENGTH = b"inference-header-content-length"
 
@@ -63,6 +66,7 @@ class ModelApp:
         """`max_in_air`: inference requests at a time; one more is refused before its body is read."""
         self._dataplane, self._keyring = dataplane, keyring
         self._max_body_bytes, self._max_in_air = max_body_bytes, max_in_air
+        self._generating = Generating()
         self.in_air = 0
         """Requests that were let in and haven't left."""
 
@@ -71,10 +75,13 @@ class ModelApp:
         if scope["type"] != "http":
             return
         try:
-            answer = await self._answer(scope, receive)
+            status, headers, body = await self._answer(scope, receive)
         except Exception as error:
-            answer = _failure(error, self._dataplane.model)
-        await respond(send, *answer)
+            status, headers, body = _failure(error, self._dataplane.model)
+        if isinstance(body, bytes):
+            await respond(send, status, headers, body)
+        else:
+            await stream(send, receive, headers, body)
 
     def enter(self, headers: Mapping[bytes, bytes], length: int, verb: str = INFER) -> str:
         """Let in a request to infer or to explain, by `verb`, that will be `length` bytes long, or 0 where that isn't
@@ -106,7 +113,7 @@ class ModelApp:
         except Exception as error:
             return _failure(error, self._dataplane.model)
 
-    async def _answer(self, scope: Scope, receive: Receive) -> Answer:
+    async def _answer(self, scope: Scope, receive: Receive) -> Answer | tuple[int, Headers, Stream]:
         path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
         match path.split("/")[1:]:
             case ["infer"]:
@@ -117,6 +124,10 @@ class ModelApp:
                 return await self._infer(scope, receive, None, EXPLAIN)
             case ["versions", version, "explain"]:
                 return await self._infer(scope, receive, version, EXPLAIN)
+            case ["generate" | "generate_stream" as way]:
+                return await self._generate(scope, receive, None, way)
+            case ["versions", version, "generate" | "generate_stream" as way]:
+                return await self._generate(scope, receive, version, way)
             case ["ready"]:
                 return self._ready(scope, None)
             case ["versions", version, "ready"]:
@@ -139,14 +150,13 @@ class ModelApp:
         if scope["method"] != "POST":
             return _wrong_method(b"POST")
         headers = dict(scope["headers"])
-        declared = headers.get(b"content-length", b"0")
-        key = self.enter(headers, int(declared) if declared.isdigit() else 0, verb)
+        key = self.enter(headers, _declared(headers), verb)
         try:
             body = await read_body(headers, receive, self._max_body_bytes)
             if verb == EXPLAIN:
-                return await _unless_gone(self._explain(headers, body, version, key), receive)
+                return await unless_gone(self._explain(headers, body, version, key), receive)
             answering = self.infer(headers, body, version, key)
-            return await (_unless_gone(answering, receive) if self._dataplane.is_busy else answering)
+            return await (unless_gone(answering, receive) if self._dataplane.is_busy else answering)
         finally:
             self.leave()
 
@@ -156,6 +166,23 @@ class ModelApp:
         if PNG[1] in headers.get(b"accept", b""):
             return 200, [PNG], explained.picture()
         return _encoded(explained.response(self._dataplane.model))
+
+    async def _generate(
+        self, scope: Scope, receive: Receive, version: str | None, way: str
+    ) -> Answer | tuple[int, Headers, Stream]:
+        if scope["method"] != "POST":
+            return _wrong_method(b"POST")
+        headers = dict(scope["headers"])
+        self.enter(headers, _declared(headers))
+        try:
+            prompt = generating.decode(await read_body(headers, receive, self._max_body_bytes))
+            what = self._dataplane.model, self._dataplane.choose(version), prompt
+            if way == "generate":
+                return 200, [JSON], await unless_gone(self._generating.whole(*what), receive)
+            # From here on it is bounded, and let go of, as a generation.
+            return 200, [EVENTS], await unless_gone(self._generating.stream(*what), receive)
+        finally:
+            self.leave()
 
     def _ready(self, scope: Scope, version: str | None) -> Answer:
         if scope["method"] not in ("GET", "HEAD"):
@@ -181,26 +208,10 @@ class ModelApp:
         return self._keyring.check(text.decode("latin-1").strip(), self._dataplane.model, verb).id
 
 
-async def _unless_gone(answering: Coroutine[Any, Any, Answer], receive: Receive) -> Answer:
-    """The answer, unless the client goes away first: then its request gives up its place.
-
-    Raises:
-        ClientGone: it went away.
-    """
-    answer, gone = asyncio.ensure_future(answering), asyncio.ensure_future(_disconnected(receive))
-    try:
-        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            raise ClientGone("the client went away before its answer was there")
-        return answer.result()
-    finally:
-        answer.cancel()
-        gone.cancel()
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+def _declared(headers: Mapping[bytes, bytes]) -> int:
+    """The length that a body is said to have, or 0."""
+    declared = headers.get(b"content-length", b"0")
+    return int(declared) if declared.isdigit() else 0
 
 
 def _failure(error: Exception, model: str) -> Answer:
