@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Generator
 from dataclasses import replace
@@ -12,6 +13,8 @@ from typing import Any
 import httpx
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from letters import TEXT, Letters, write_letters
 from tidepool.artifact import GOLDEN, ONNX, WEIGHTS, new_artifact, open_artifact
@@ -22,6 +25,8 @@ from tidepool.serve.queueing import TryLater
 from tidepool.serve.rest import ModelApp
 
 PREFIX = "/v2/models/letters"
+VALUES = st.none() | st.integers(-9, 9) | st.text(max_size=5) | st.dictionaries(st.text(max_size=5), st.booleans())
+JSON = st.dictionaries(st.sampled_from(["text_input", "parameters", "id", "other"]), VALUES) | VALUES
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +206,12 @@ def test_the_text_is_read_strictly() -> None:
     assert decode(b'{"text_input": "a", "parameters": {"b": 1}, "c": 2}') == Prompt("a", {"b": 1, "c": 2})
     with pytest.raises(InvalidRequest, match="not JSON"):
         decode(b"{")
+
+
+@given(st.binary(max_size=50) | JSON.map(orjson.dumps))
+def test_any_body_is_a_prompt_or_an_invalid_request(body: bytes) -> None:
+    with contextlib.suppress(InvalidRequest):
+        assert isinstance(decode(body).text, str)
 
 
 async def wait_until(condition: Callable[[], bool]) -> None:
