@@ -46,7 +46,7 @@ def document() -> Json:
         generate["requestBody"] = _body("GenerateRequest", _PROMPT)
         paths[f"{base}/generate"] = {"post": generate}
         events = _operation("Generate text, piece by piece", "GenerateResponse", parameters, _ASKED)
-        events["responses"]["200"]["content"] = {"text/event-stream": {"schema": _TEXT}}
+        events["responses"]["200"]["content"] = {"text/event-stream": {"schema": _EVENT}}
         paths[f"{base}/generate_stream"] = {"post": {**events, "requestBody": generate["requestBody"]}}
         paths[f"{base}/explain"] = {"post": {**explain, "requestBody": infer["requestBody"]}}
     return {
@@ -139,6 +139,7 @@ _TENSOR = _object(
     data=_list({}),
 )
 _EXAMPLE: Json = {"inputs": [{"name": "image", "shape": [1, 64], "datatype": "FP32", "data": [0] * 64}]}
+_EVENT: Json = {**_object(("data",), data=_TEXT), "description": "`data` is a GenerateResponse or an Error, as JSON"}
 _PROMPT: Json = {"text_input": "Once upon a time", "parameters": {"max_tokens": 20}}
 _SCHEMAS: Json = {
     "Error": _object(("error",), error=_TEXT),
