@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo fix check test bench docs up down constraints protos clean-venv
+.PHONY: help install demo fix check test foreign bench docs up down constraints protos clean-venv
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ check: install ## format, lint and types, nothing changed
 
 test: install ## the test suite
 	@$(BIN)/pytest -q --durations=15
+
+foreign: install ## clients that aren't ours, against a service: schemathesis and Triton's
+	@$(BIN)/python tests/foreign
 
 docs: install ## the pages against the code: commands, links, fields, errors
 	@$(BIN)/pytest -q tests/conventions/test_docs.py

@@ -21,6 +21,7 @@ from tidepool.serve.batching import MAX_WAITING, Batcher
 from tidepool.serve.cache import Cache, cache_key
 from tidepool.serve.costs import calibrate
 from tidepool.serve.engine import OnnxEngine
+from tidepool.serve.generating import Generating
 from tidepool.serve.protocol import InferRequest, InferResponse, Parameters, Tensors
 from tidepool.serve.stacking import Stacking
 from tidepool.serve.statistics import Counts
@@ -75,6 +76,7 @@ class Dataplane:
         self.model = model
         self._lineup: Lineup | None = None
         self._cache = Cache(cache_bytes) if cache_bytes else None
+        self.generating = Generating()
 
     def flip(self, lineup: Lineup) -> None:
         """Answer with `lineup` from the next request on."""
@@ -153,7 +155,8 @@ class Dataplane:
     @property
     def ran_s(self) -> float:
         """Seconds for which the engines of the present versions have run, apart from the event loop."""
-        return sum(loaded.batcher.ran_s for loaded in self._lineup.versions.values()) if self._lineup else 0.0
+        answering_s = sum(loaded.batcher.ran_s for loaded in self._lineup.versions.values()) if self._lineup else 0.0
+        return answering_s + self.generating.ran_s
 
     @property
     def backlog_s(self) -> float:

@@ -13,19 +13,21 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from tidepool.errors import InvalidRequest, Overloaded, TidepoolError
 from tidepool.serve import protocol
 from tidepool.serve.body import Body
-from tidepool.serve.dataplane import LoadedVersion
 from tidepool.serve.protocol import Parameters
 from tidepool.serve.queueing import try_later
+
+if TYPE_CHECKING:
+    from tidepool.serve.dataplane import LoadedVersion
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +74,8 @@ class Generating:
         self._most, self._thread = most, ThreadPoolExecutor(1, "generate")
         self.in_air = 0
         """Generations that have begun and haven't ended."""
+        self.ran_s = 0.0
+        """Seconds for which steps have run."""
 
     async def pieces(self, model: str, loaded: LoadedVersion, prompt: Prompt) -> Pieces:
         """The text that `loaded` generates. Whoever closes it ends the generation with its present step.
@@ -91,7 +95,7 @@ class Generating:
         self.in_air += 1
         try:
             for _ in range(MOST_PIECES):
-                piece = await loop.run_in_executor(self._thread, next, steps, None)
+                piece = await loop.run_in_executor(self._thread, self._step, steps)
                 if piece is None:
                     return
                 if time.monotonic() > deadline:
@@ -100,6 +104,13 @@ class Generating:
         finally:
             self.in_air -= 1
             self._thread.submit(steps.close)  # after a step that may still be under way
+
+    def _step(self, steps: Generator[str, None, None]) -> str | None:
+        began = time.perf_counter()
+        try:
+            return next(steps, None)
+        finally:
+            self.ran_s += time.perf_counter() - began
 
     async def whole(self, model: str, loaded: LoadedVersion, prompt: Prompt) -> bytes:
         """The answer to `generate`: all pieces in one. Raises what `pieces` does."""

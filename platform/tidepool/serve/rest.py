@@ -16,7 +16,6 @@ from tidepool.serve import codecs, explaining, generating, triton
 from tidepool.serve.auth import EXPLAIN, INFER, READ, Keyring
 from tidepool.serve.body import Body, Receive, read_body, too_large
 from tidepool.serve.dataplane import Dataplane
-from tidepool.serve.generating import Generating
 from tidepool.serve.presence import stream, unless_gone
 from tidepool.serve.protocol import InferResponse
 from tidepool.serve.queueing import TryLater, try_later
@@ -66,7 +65,6 @@ class ModelApp:
         """`max_in_air`: inference requests at a time; one more is refused before its body is read."""
         self._dataplane, self._keyring = dataplane, keyring
         self._max_body_bytes, self._max_in_air = max_body_bytes, max_in_air
-        self._generating = Generating()
         self.in_air = 0
         """Requests that were let in and haven't left."""
 
@@ -178,9 +176,9 @@ class ModelApp:
             prompt = generating.decode(await read_body(headers, receive, self._max_body_bytes))
             what = self._dataplane.model, self._dataplane.choose(version), prompt
             if way == "generate":
-                return 200, [JSON], await unless_gone(self._generating.whole(*what), receive)
+                return 200, [JSON], await unless_gone(self._dataplane.generating.whole(*what), receive)
             # From here on it is bounded, and let go of, as a generation.
-            return 200, [EVENTS], await unless_gone(self._generating.stream(*what), receive)
+            return 200, [EVENTS], await unless_gone(self._dataplane.generating.stream(*what), receive)
         finally:
             self.leave()
 
