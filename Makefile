@@ -8,7 +8,8 @@ SMALL := tests/unit tests/conventions
 NODES := tests/faults/test_pool_outages.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo fix check test test-small test-clusters test-nodes bench docs up down constraints protos clean-venv
+.PHONY: help install demo fix check test test-small test-clusters test-nodes foreign bench docs up down constraints
+.PHONY: protos clean-venv
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +45,9 @@ test-clusters: install
 
 test-nodes: install
 	@$(BIN)/pytest -q --durations=5 $(NODES)
+
+foreign: install ## clients that aren't ours, against a service: schemathesis and Triton's
+	@$(BIN)/python tests/foreign
 
 docs: install ## the pages against the code: commands, links, fields, errors
 	@$(BIN)/pytest -q tests/conventions/test_docs.py

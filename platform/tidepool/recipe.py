@@ -11,10 +11,10 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -141,6 +141,26 @@ class Preprocessing(ABC):
     def state(self) -> dict[str, Any]:
         """The fitted fields, JSON-ready; `type(self)(**state)` is equal to `self`."""
         return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+
+
+class Run(Protocol):
+    """The network in a replica: features in the recipe's order to predictions in the recipe's order."""
+
+    def __call__(self, features: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]: ...
+
+
+@runtime_checkable
+class Generates(Protocol):
+    """What a recipe has besides if its model generates text: `generate` and `generate_stream` answer with it."""
+
+    def generate(
+        self, preprocessing: Preprocessing, run: Run, text: str, parameters: Mapping[str, Any]
+    ) -> Generator[str, None, None]:
+        """Go on from `text`, a piece at a time. The request's `parameters` are the client's: raise InvalidRequest where
+        one makes no sense. Each step happens in a thread of the replica's, and should take milliseconds; a client that
+        goes away closes the generator.
+        """
+        ...
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ def test_who_is_asked_nothing_is_not_busy() -> None:
     vitals = Vitals(0.1, lambda: times.wall, lambda: times.used)
     times.wall, times.used = 11.0, 3.1
     assert vitals.sample(0.0, 0.0, asked=0)["busy"] == 0.0
+    times.wall, times.used = 12.0, 3.2
+    assert vitals.sample(0.5, 0.0, asked=0)["busy"] == pytest.approx(0.5)  # it goes on with what it has
 
 
 def test_two_samples_at_once_do_no_harm() -> None:

@@ -9,19 +9,20 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tidepool.artifact import Artifact, answer
 from tidepool.errors import NotReady, UnknownModel
-from tidepool.recipe import Signature
+from tidepool.recipe import Generates, Signature
 from tidepool.serve import protocol
 from tidepool.serve.batching import MAX_WAITING, Batcher
 from tidepool.serve.cache import Cache, cache_key
 from tidepool.serve.costs import calibrate
 from tidepool.serve.engine import OnnxEngine
-from tidepool.serve.protocol import InferRequest, InferResponse, Tensors
+from tidepool.serve.generating import Generating
+from tidepool.serve.protocol import InferRequest, InferResponse, Parameters, Tensors
 from tidepool.serve.stacking import Stacking
 from tidepool.serve.statistics import Counts
 
@@ -44,6 +45,8 @@ class LoadedVersion:
     batcher: Batcher
     """The same for many requests at once."""
     counts: Counts = field(default_factory=Counts)
+    generate: Callable[[str, Parameters], Generator[str, None, None]] | None = None
+    """Text that goes on from a text, step by step, of recipes that generate."""
 
 
 def load_version(version: str, artifact: Artifact, slo_s: float = 0.1, max_waiting: int = MAX_WAITING) -> LoadedVersion:
@@ -56,7 +59,8 @@ def load_version(version: str, artifact: Artifact, slo_s: float = 0.1, max_waiti
     run(protocol.zeros(signature, 1))
     batcher = Batcher(run, Stacking(signature.inputs), slo_s, max_requests=max(1, max_waiting))
     calibrate(batcher.costs, lambda rows: run(protocol.zeros(signature, rows)), WARM_UP_ROWS, slo_s / 4)
-    return LoadedVersion(version, artifact.digest, signature, run, batcher)
+    generate = functools.partial(recipe.generate, preprocessing, engine) if isinstance(recipe, Generates) else None
+    return LoadedVersion(version, artifact.digest, signature, run, batcher, generate=generate)
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class Dataplane:
         self.model = model
         self._lineup: Lineup | None = None
         self._cache = Cache(cache_bytes) if cache_bytes else None
+        self.generating = Generating()
 
     def flip(self, lineup: Lineup) -> None:
         """Answer with `lineup` from the next request on."""
@@ -163,7 +168,8 @@ class Dataplane:
     @property
     def ran_s(self) -> float:
         """Seconds for which the engines of the present versions have run, apart from the event loop."""
-        return sum(loaded.batcher.ran_s for loaded in self._lineup.versions.values()) if self._lineup else 0.0
+        answering_s = sum(loaded.batcher.ran_s for loaded in self._lineup.versions.values()) if self._lineup else 0.0
+        return answering_s + self.generating.ran_s
 
     @property
     def asked(self) -> int:

@@ -16,16 +16,17 @@ from fastapi.responses import RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
 from tidepool import __version__
-from tidepool.errors import UnknownModel
-from tidepool.serve import openapi, protocol
+from tidepool.errors import TidepoolError, UnknownModel
+from tidepool.serve import openapi, protocol, triton, versions
 from tidepool.serve.rest import error_body, status_of
+from tidepool.serve.triton import Index
 
 APPLICATION = "gateway"
 MODEL_PREFIX = "/v2/models/"
 
 
-def build(served: Callable[[], list[dict[str, str]]] | None = None) -> FastAPI:
-    """The FastAPI application; `served` lists the models in service, by default those that Serve knows."""
+def build(served: Callable[[], Index] | None = None) -> FastAPI:
+    """The FastAPI application; `served` lists the versions in service, by default those that Serve knows."""
     from swagger_ui_bundle import swagger_ui_path
 
     served = served or served_models
@@ -64,21 +65,22 @@ def build(served: Callable[[], list[dict[str, str]]] | None = None) -> FastAPI:
         return {"ready": True}
 
     @app.post("/v2/repository/index")
-    async def index() -> list[dict[str, str]]:
-        return await asyncio.to_thread(served)
+    async def index(request: Request) -> Index:
+        ready_only = triton.wants_ready_only(await request.body())
+        return triton.listed(await asyncio.to_thread(served), ready_only)
 
     _explain_failures(app, served)
     return app
 
 
-def _explain_failures(app: FastAPI, served: Callable[[], list[dict[str, str]]]) -> None:
+def _explain_failures(app: FastAPI, served: Callable[[], Index]) -> None:
     """Give every failure the protocol's one shape."""
 
     @app.exception_handler(404)
     async def unknown(request: Request, error: Any) -> Response:
         path = request.url.path
         if path.startswith(MODEL_PREFIX):
-            models = ", ".join(model["name"] for model in await asyncio.to_thread(served))
+            models = ", ".join(dict.fromkeys(entry["name"] for entry in await asyncio.to_thread(served)))
             name = path.removeprefix(MODEL_PREFIX).split("/")[0]
             error = UnknownModel("no such model is served", seen=name, allowed=models or "none is deployed")
         else:
@@ -90,18 +92,34 @@ def _explain_failures(app: FastAPI, served: Callable[[], list[dict[str, str]]]) 
         body = error_body(f"method not allowed. Seen: {request.method}.")
         return Response(body, 405, dict(error.headers or {}), media_type="application/json")
 
+    @app.exception_handler(TidepoolError)
+    async def refused(_: Request, error: TidepoolError) -> Response:
+        return Response(error_body(str(error)), status_of(error), media_type="application/json")
+
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
         body = error_body(f"{request.url.path} failed: {type(error).__name__}")
         return Response(body, 500, media_type="application/json")
 
 
-def served_models() -> list[dict[str, str]]:
-    """The repository index: every model with an application, and its state."""
+def served_models() -> Index:
+    """The repository index: every model with an application, its versions, and its state."""
     from ray import serve
 
-    return [
-        {"name": name, "state": "READY" if status.status == "RUNNING" else "UNAVAILABLE", "reason": status.message}
-        for name, status in serve.status().applications.items()
-        if name != APPLICATION
-    ]
+    found: Index = []
+    for name, status in serve.status().applications.items():
+        if name != APPLICATION:
+            state = triton.READY if status.status == "RUNNING" else triton.UNAVAILABLE
+            found += triton.index(name, _versions(name), state, status.message)
+    return found
+
+
+def _versions(model: str) -> list[str]:
+    """Those that a model's replicas keep loaded; none if its table can't be had."""
+    import ray
+
+    try:
+        _, table = ray.get(versions.keeper().wait.remote(f"model:{model}"))
+    except TidepoolError:
+        return []
+    return [entry["version"] for entry in table["entries"]]

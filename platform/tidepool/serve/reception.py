@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,8 +12,10 @@ import grpc
 import grpc.aio
 
 from tidepool.errors import UnknownModel
+from tidepool.serve import protobuf, triton
 from tidepool.serve._pb2 import open_inference_pb2 as pb
 from tidepool.serve.grpc import CALLS, SERVICE, code_of, server_metadata
+from tidepool.serve.triton import Index
 
 APPLICATION = "application"
 """The metadata key that HAProxy routes by."""
@@ -47,9 +50,9 @@ def _about_a_model(name: str) -> Callable[[Any, Any, Any], Awaitable[Any]]:
 class Reception:
     """The protocol's calls at the gateway."""
 
-    def __init__(self, address: str) -> None:
-        """`address` is `host:port` of the front end."""
-        self._address = address
+    def __init__(self, address: str, served: Callable[[], Index]) -> None:
+        """`address` is `host:port` of the front end; `served` lists the versions in service."""
+        self._address, self._served = address, served
         self._channel: Any = None
 
     @property
@@ -72,6 +75,14 @@ class Reception:
         """Name, version and extensions of the server."""
         return server_metadata()
 
+    async def RepositoryIndex(
+        self, request: pb.RepositoryIndexRequest, grpc_context: Any
+    ) -> pb.RepositoryIndexResponse:
+        """The versions of all models."""
+        return protobuf.repository_index(triton.listed(await asyncio.to_thread(self._served), request.ready))
+
     ModelReady = _about_a_model("ModelReady")
     ModelMetadata = _about_a_model("ModelMetadata")
     ModelInfer = _about_a_model("ModelInfer")
+    ModelConfig = _about_a_model("ModelConfig")
+    ModelStatistics = _about_a_model("ModelStatistics")

@@ -48,6 +48,6 @@ class Vitals:
         now, used_s = self._clock(), self._processor_s()
         passed_s = max(now - self._seen_at, 1e-9)
         busy = max(used_s - self._used_s, ran_s - self._ran_s) / passed_s
-        is_idle = asked == self._asked and not backlog_s
+        is_idle = (asked, ran_s) == (self._asked, self._ran_s) and not backlog_s
         self._seen_at, self._used_s, self._ran_s, self._asked = now, used_s, ran_s, asked
         return {"busy": 0.0 if is_idle else min(busy, 1.0), "late": backlog_s / self._slo_s}
