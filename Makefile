@@ -5,10 +5,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SMALL := tests/unit tests/conventions
-NODES := tests/faults/test_pool_outages.py
+ASIDE := tests/faults/test_pool_outages.py tests/faults/test_training_kill.py tests/integration/test_trainer.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo fix check test test-small test-clusters test-nodes foreign bench docs up down constraints
+.PHONY: help install demo fix check test test-small test-clusters test-aside foreign bench docs up down constraints
 .PHONY: protos clean-venv
 
 help: ## list the targets
@@ -35,16 +35,16 @@ check: install ## format, lint and types, nothing changed
 	$(BIN)/mypy
 
 test: install ## the test suite: what has no cluster, and what has, side by side
-	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target test-clusters test-small test-nodes
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target test-clusters test-small test-aside
 
 test-small: install
 	@$(BIN)/pytest -q --durations=10 $(SMALL)
 
 test-clusters: install
-	@$(BIN)/pytest -q --durations=25 $(addprefix --ignore=,$(SMALL) $(NODES))
+	@$(BIN)/pytest -q --durations=20 $(addprefix --ignore=,$(SMALL) $(ASIDE))
 
-test-nodes: install
-	@$(BIN)/pytest -q --durations=5 $(NODES)
+test-aside: install
+	@$(BIN)/pytest -q --durations=10 $(ASIDE)
 
 foreign: install ## clients that aren't ours, against a service: schemathesis and Triton's
 	@$(BIN)/python tests/foreign
