@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SMALL := tests/unit tests/conventions
-ASIDE := tests/faults/test_pool_outages.py tests/faults/test_training_kill.py tests/integration/test_trainer.py
+ASIDE := $(wildcard tests/faults/test_pool_*.py) tests/faults/test_training_kill.py tests/integration/test_trainer.py
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo fix check test test-small test-clusters test-aside foreign bench docs up down constraints
