@@ -44,6 +44,10 @@ def test_no_step_is_lost_and_the_weights_are_those_of_an_undisturbed_run(measure
     assert measured["largest difference"] < 1e-5
 
 
+def test_the_loss_curve_is_that_of_an_undisturbed_run(measured: dict[str, Any]) -> None:
+    assert measured["largest difference of a loss"] < 1e-5
+
+
 def test_every_sample_is_used_once_an_epoch(measured: dict[str, Any]) -> None:
     assert list(measured["uses"]) == ["0"]
 
@@ -70,7 +74,7 @@ class Scenario(Waves):
         facts["sizes"].append(self.settled(0, "parked"))
         self.ebb()
         facts["sizes"].append(self.settled(4))
-        return facts | self.finish()
+        return facts | self.finish() | {"largest difference of a loss": self.difference_of_losses()}
 
 
 if __name__ == "__main__":

@@ -21,30 +21,38 @@ import torch
 
 from paced import PacedDigits, SlowAnswer, spec_of
 from tidepool.spec import Spec
+from tidepool.train.loop import Step
 
 STEPS_PER_EPOCH = 23
 EPOCHS = 30
 
 
 class CountedDigits(PacedDigits):
-    """Paced digits of which every worker writes down the samples that it uses, a file for each process."""
+    """Paced digits of which every worker writes down its part of each step, a file for each process."""
 
     def __init__(self, hurry: str = "", used: str = "") -> None:
         super().__init__(hurry)
         self.used = used
+        self._samples: list[str] = []
 
     def network(self) -> torch.nn.Module:
         """As that of digits."""
         network = super().network()
+
+        def note(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            self._samples = names(inputs[0])
+
         if self.used:
-            file = Path(self.used) / str(os.getpid())
-
-            def note(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-                with file.open("a") as lines:
-                    lines.writelines(f"{name}\n" for name in names(inputs[0]))
-
             network.register_forward_pre_hook(note)
         return network
+
+    def loss(self, predictions: tuple[torch.Tensor, ...], target: torch.Tensor) -> torch.Tensor:
+        """As that of paced digits; a line with the time, the loss and the samples."""
+        loss = super().loss(predictions, target)
+        if self.used:
+            with (Path(self.used) / str(os.getpid())).open("a") as lines:
+                print(time.time(), float(loss.detach()), *self._samples, file=lines)
+        return loss
 
 
 def names(rows: torch.Tensor) -> list[str]:
@@ -121,7 +129,7 @@ class Waves:
         self.thread.join()
         self.wait_until(lambda: ray.available_resources().get("slot") == self.slots)
         free = ray.available_resources()["slot"]
-        return {"free in the end": free, "uses": self.uses(self.used), **self.outcome(self.results[0])}
+        return {"free in the end": free, "uses": self.uses(), **self.outcome(self.results[0])}
 
     def deployed(self, most: int) -> Any:
         """The handle of an application of Serve's with one to so many replicas, each for two requests at a time."""
@@ -211,18 +219,41 @@ class Waves:
 
     def difference(self, weights: dict[str, torch.Tensor], steps: int) -> float:
         """From the weights of one undisturbed worker, relative to the largest of each tensor."""
+        alone, _ = self.undisturbed(steps)
+        return max(float((weights[name] - alone[name]).abs().max() / alone[name].abs().max()) for name in alone)
+
+    def undisturbed(self, steps: int) -> tuple[dict[str, torch.Tensor], list[Step]]:
+        """The weights of one worker by itself after so many steps, and the steps."""
         from tidepool.train.loop import Trainee
 
         torch.set_num_threads(1)
         trainee = Trainee(PacedDigits(), spec_of("1", EPOCHS, self.folder).train, self.data.load("train"))
-        for _ in range(steps):
-            trainee.step()
-        alone = trainee.state().weights
-        return max(float((weights[name] - alone[name]).abs().max() / alone[name].abs().max()) for name in alone)
+        taken = [trainee.step()[0] for _ in range(steps)]
+        return trainee.state().weights, taken
 
-    def uses(self, used: Path) -> dict[int, int]:
+    def parts(self) -> list[tuple[float, list[str]]]:
+        """Loss and samples of the workers' parts of steps, in the order of time: that of the steps, as none begins
+        before the gradients of all parts of the one before.
+        """
+        lines = [line.split() for file in self.used.iterdir() for line in file.read_text().splitlines()]
+        return [(float(loss), samples) for _, loss, *samples in sorted(lines, key=lambda line: float(line[0]))]
+
+    def difference_of_losses(self) -> float:
+        """From the loss of each step of one undisturbed worker, relative to it, of a run that did no step twice."""
+        parts = iter(self.parts())
+        differences = []
+        for step in self.undisturbed(EPOCHS * STEPS_PER_EPOCH)[1]:
+            total, taken = 0.0, 0
+            while taken < step.samples:
+                loss, samples = next(parts)
+                total, taken = total + loss * len(samples), taken + len(samples)
+            differences.append(abs(total / taken / step.loss - 1))
+        assert next(parts, None) is None
+        return max(differences)
+
+    def uses(self) -> dict[int, int]:
         """How many of the samples were used how many times more often than once an epoch; 0 of them: whole."""
-        counts = Counter(line for file in used.iterdir() for line in file.read_text().split())
+        counts = Counter(sample for _, samples in self.parts() for sample in samples)
         pixels = torch.from_numpy(self.data.load("train")["pixels"].copy())
         wanted = Counter(names(pixels))
         assert not set(counts) - set(wanted)
