@@ -4,9 +4,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PARTS := test-training test-faults test-integration test-e2e test-unit
+TRAINING := $(wildcard tests/integration/test_pool*.py) tests/integration/test_trainer.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo fix check test bench docs up down constraints protos clean-venv
+.PHONY: help install demo fix check test foreign bench docs up down constraints
+.PHONY: protos clean-venv $(PARTS)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,8 +34,26 @@ check: install ## format, lint and types, nothing changed
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
-test: install ## the test suite
-	@$(BIN)/pytest -q --durations=15
+test: install ## the test suite, three parts at a time: tests of clusters wait as much as they compute
+	@$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target $(PARTS)
+
+test-training: install
+	@$(BIN)/pytest -q --durations=10 $(TRAINING)
+
+test-faults: install
+	@$(BIN)/pytest -q --durations=10 tests/faults
+
+test-integration: install
+	@$(BIN)/pytest -q --durations=10 tests/integration tests/gpu $(addprefix --ignore=,$(TRAINING))
+
+test-e2e: install
+	@$(BIN)/pytest -q --durations=10 tests/e2e
+
+test-unit: install
+	@$(BIN)/pytest -q --durations=10 tests/unit tests/conventions
+
+foreign: install ## clients that aren't ours, against a service: schemathesis and Triton's
+	@$(BIN)/python tests/foreign
 
 docs: install ## the pages against the code: commands, links, fields, errors
 	@$(BIN)/pytest -q tests/conventions/test_docs.py

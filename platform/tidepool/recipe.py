@@ -11,10 +11,10 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -73,13 +73,26 @@ class Signature:
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    sensitive: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Tensors whose values are never written down as they are, each with its rule: `drop` leaves it out, `hash` writes
+    a keyed hash, `pattern:<regular expression>` blots out what matches."""
 
-    def to_json(self) -> dict[str, list[dict[str, Any]]]:
-        """A JSON-ready form: tensor metadata as in the Open Inference Protocol."""
-        return {
+    def __post_init__(self) -> None:
+        names = [tensor.name for tensor in (*self.inputs, *self.outputs)]
+        for name, rule in self.sensitive.items():
+            if name not in names:
+                raise RecipeError("no such tensor to keep secret", seen=name, allowed=", ".join(names))
+            if rule not in ("drop", "hash") and not rule.startswith("pattern:"):
+                allowed = "drop, hash, pattern:<expression>"
+                raise RecipeError(f"tensor {name} has no such rule", seen=rule, allowed=allowed)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready form: tensor metadata as in the Open Inference Protocol, and what is sensitive."""
+        tensors = {
             side: [{"name": t.name, "datatype": t.datatype, "shape": list(t.shape)} for t in getattr(self, side)]
             for side in ("inputs", "outputs")
         }
+        return {**tensors, **({"sensitive": dict(self.sensitive)} if self.sensitive else {})}
 
     @property
     def pictures(self) -> dict[str, tuple[int, ...]]:
@@ -90,13 +103,16 @@ class Signature:
     def from_json(cls, document: Mapping[str, Any], pictures: Mapping[str, tuple[int, ...]] | None = None) -> Self:
         """The inverse of `to_json`, which has no room for `pictures`."""
         known = pictures or {}
-        return cls(
+        inputs, outputs = (
             tuple(
-                TensorSpec(t["name"], t["datatype"], tuple(t["shape"]), known.get(t["name"]))
-                for t in document["inputs"]
-            ),
-            tuple(TensorSpec(t["name"], t["datatype"], tuple(t["shape"])) for t in document["outputs"]),
+                TensorSpec(
+                    t["name"], t["datatype"], tuple(t["shape"]), known.get(t["name"]) if side == "inputs" else None
+                )
+                for t in document[side]
+            )
+            for side in ("inputs", "outputs")
         )
+        return cls(inputs, outputs, document.get("sensitive", {}))
 
 
 class MapReduce(Protocol):
@@ -125,6 +141,26 @@ class Preprocessing(ABC):
     def state(self) -> dict[str, Any]:
         """The fitted fields, JSON-ready; `type(self)(**state)` is equal to `self`."""
         return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+
+
+class Run(Protocol):
+    """The network in a replica: features in the recipe's order to predictions in the recipe's order."""
+
+    def __call__(self, features: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]: ...
+
+
+@runtime_checkable
+class Generates(Protocol):
+    """What a recipe has besides if its model generates text: `generate` and `generate_stream` answer with it."""
+
+    def generate(
+        self, preprocessing: Preprocessing, run: Run, text: str, parameters: Mapping[str, Any]
+    ) -> Generator[str, None, None]:
+        """Go on from `text`, a piece at a time. The request's `parameters` are the client's: raise InvalidRequest where
+        one makes no sense. Each step happens in a thread of the replica's, and should take milliseconds; a client that
+        goes away closes the generator.
+        """
+        ...
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ class Settings(BaseSettings):
     )
     """A relative path counts from where the command was typed: the cluster that `up` starts gets it absolute."""
     api_key: str | None = Field(None, description="The key that the CLI sends; default the one that `up` made.")
+    mask_key: str | None = Field(None, description="Secret with which sensitive values are hashed in the request log.")
 
     jwt_issuer: str | None = Field(None, description="Who issues the tokens that `serve.auth: jwt` takes.")
     jwt_audience: str | None = Field(None, description="Whom these are for: this installation, by the issuer's name.")

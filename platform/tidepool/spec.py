@@ -134,6 +134,39 @@ class ExportSpec(Section):
     )
 
 
+class CompareSpec(Section):
+    """How the answers of two versions are compared."""
+
+    outputs: list[str] = Field(
+        default_factory=list, description="Outputs to compare; none named: those that aren't floats, or else all."
+    )
+    tolerance: float = Field(0.01, ge=0, description="By how much floats may differ and still be equal.")
+
+
+class CanarySpec(Section):
+    """What a canary must keep, as shares over 0 and under 1 of its requests; a rule that is null isn't judged."""
+
+    decide: bool = Field(False, description="Promote a canary that keeps the rules, and end one that breaks them.")
+    max_error_rate: float | None = Field(0.01, gt=0, lt=1, description="Share of requests that may fail.")
+    p99_ms: float | None = Field(None, gt=0, description="What 99 % of its answers must not take longer than.")
+    max_disagreement: float | None = Field(
+        None, gt=0, lt=1, description="Share of answers that may differ from the champion's."
+    )
+    min_requests: int = Field(200, ge=0, description="Answers before it is promoted.")
+    min_s: float = Field(60.0, ge=0, description="Seconds before it is promoted: some failures need time.")
+    window_s: float = Field(60.0, gt=0, description="Seconds of a window, each of which is judged by itself too.")
+    alpha: float = Field(0.05, gt=0, lt=1, description="Probability of a wrong judgement, for each rule.")
+
+
+class RequestLogSpec(Section):
+    """A sample of requests and answers, as Parquet."""
+
+    share: float = Field(0.0, ge=0, le=1, description="Share of the requests that are logged; 0 for none.")
+    folder: str = Field("requests", pattern=r"^\w[\w-]*$", description="Folder below the storage.")
+    max_mb: float = Field(256.0, gt=0, description="Megabytes of files that are kept; the oldest go first.")
+    every_s: float = Field(60.0, gt=0, description="Seconds until what was gathered is written.")
+
+
 class ServeSpec(Section):
     """How the model is served."""
 
@@ -152,6 +185,9 @@ class ServeSpec(Section):
     max_queued_requests: int = Field(512, ge=-1, description="Requests that may wait; -1 for no bound.")
     cache_mb: float = Field(0.0, ge=0, description="Answers that a replica keeps, in megabytes; 0 for none.")
     max_body_mb: float = Field(64.0, gt=0, description="Largest request body, in megabytes.")
+    compare: CompareSpec = CompareSpec()
+    canary: CanarySpec = CanarySpec()
+    request_log: RequestLogSpec = RequestLogSpec()
 
     @model_validator(mode="after")
     def _shared_models_have_no_replicas(self) -> Self:

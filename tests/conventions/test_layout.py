@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 import sysconfig
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,3 +91,19 @@ def bound(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.name
         elif isinstance(node, ast.alias) and node.asname:
             yield node.lineno, node.asname
+
+
+def test_make_test_runs_every_test_once(root: Path) -> None:
+    commands = subprocess.run(["make", "-n", "test"], cwd=root, text=True, capture_output=True, check=True).stdout
+    ran: Counter[Path] = Counter()
+    for line in commands.splitlines():
+        if "/pytest " in line:
+            words = line.split()
+            left_out = {root / word.removeprefix("--ignore=") for word in words if word.startswith("--ignore=")}
+            ran.update(set(_tests_below([root / word for word in words if word.startswith("tests/")])) - left_out)
+    assert ran == Counter(_tests_below([root / "tests"]))
+
+
+def _tests_below(places: list[Path]) -> list[Path]:
+    found = [place.rglob("test_*.py") if place.is_dir() else [place] for place in places]
+    return [path for paths in found for path in paths]

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from paced import spec_of
 from waves import EPOCHS, STEPS_PER_EPOCH, Waves, run_as_script
 
 BATCH = 64
@@ -63,14 +62,7 @@ class Scenario(Waves):
     def kills(self) -> dict[str, Any]:
         import ray
 
-        from tidepool.pool import coordinator
-
-        self.open_the_pool()
-        hurry, used = self.folder / "hurry", self.folder / "used"
-        used.mkdir()
-        params = f"params={{hurry: {hurry}, used: {used}}}"
-        spec = spec_of("[0, 4]", EPOCHS, hurry, "recipe=waves:CountedDigits", params)
-        thread, results = self.train(spec, coordinator.sharing(spec))
+        self.begin()
         self.settled(4)
         self.further(5)
         members = self.members()
@@ -87,11 +79,7 @@ class Scenario(Waves):
         facts["coordinator killed, training again after"] = self.seconds_until_training()
         facts["size after that"] = self.settled(4)
         self.further(5)
-        hurry.touch()
-        thread.join()
-        self.wait_until(lambda: ray.available_resources().get("slot") == 4)
-        facts["free in the end"] = ray.available_resources()["slot"]
-        return facts | self.outcome(results[0]) | {"uses": self.uses(used)}
+        return facts | self.finish()
 
     def members(self) -> list[int]:
         """The processes of the run's members, in the order of their ranks: it is that in which they were hired."""

@@ -5,7 +5,6 @@ The scenario runs in a process of its own, on a cluster of its own, and prints w
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import time
@@ -62,11 +61,6 @@ def test_serve_tells_the_pool_what_it_wishes_before_it_has_it(measured: dict[str
 # What follows runs in the scenario's process.
 
 
-async def slow_answer() -> str:
-    await asyncio.sleep(0.2)
-    return "done"
-
-
 class Scenario(Waves):
     """Training in segments."""
 
@@ -113,23 +107,8 @@ class Scenario(Waves):
     def served(self) -> dict[str, Any]:
         """A Serve application with ever more requests than one replica can answer."""
         import ray
-        from ray import serve
 
-        from tidepool.serve.autoscale import policy, replica_options
-
-        class Model:
-            async def __call__(self) -> str:
-                return await slow_answer()
-
-        scaling = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 2, "upscale_delay_s": 0.0}
-        fast = {"metrics_interval_s": 0.2, "look_back_period_s": 0.5, "policy": policy("slot", 0, 0, 50.0)}
-        deployment = serve.deployment(
-            name="Model",
-            ray_actor_options=replica_options("slot", 0),
-            autoscaling_config={**scaling, **fast},
-        )(Model)
-        serve.start(proxy_location="Disabled")
-        handle = serve.run(deployment.bind(), name="app", route_prefix=None)
+        handle = self.deployed(2)
 
         def app() -> Any:
             apps = [app for pool in ray.get(self.coordinator.view.remote()) for app in pool.apps]

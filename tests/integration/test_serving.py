@@ -17,15 +17,22 @@ import pytest
 from tidepool.artifact import open_artifact
 from tidepool.cluster import local
 from tidepool.cluster.ports import Ports
-from tidepool.errors import ClusterError, CorruptionError, ModelNotFound
+from tidepool.errors import ClusterError, CorruptionError, GateError, ModelNotFound
 from tidepool.registry.client import Registry
 from tidepool.serve import app
 from tidepool.serve.auth import KeyFile
 from tidepool.serve.limits import Limit
+from tidepool.serve.rehearsal import rehearse
+from tidepool.serve.requestlog import logged_files
 from tidepool.serve.rollout import announce, await_answer
+from tidepool.serve.versions import keeper
 from tidepool.settings import Settings
 
 ZEROS = {"inputs": [{"name": "image", "shape": [1, 64], "datatype": "FP32", "data": [0] * 64}]}
+SERVE = {
+    "canary": {"decide": True, "max_error_rate": 0.3, "max_disagreement": 0.5, "min_requests": 10, "min_s": 0},
+    "request_log": {"share": 1.0, "every_s": 0.2},
+}
 PROJECT = Path(__file__).parents[2]
 
 
@@ -42,6 +49,12 @@ class Service:
         headers = {"authorization": f"Bearer {self.key if key is None else key}"}
         body = options or {"json": ZEROS}
         return httpx.post(f"{self.url}/v2/models/{path}/infer", headers=headers, timeout=30, **body)
+
+    def stats(self) -> dict[str, Any]:
+        """What the replica has seen of canary and shadow."""
+        headers = {"authorization": f"Bearer {self.key}"}
+        document = httpx.get(f"{self.url}/v2/models/digits/stats", headers=headers).json()
+        return dict(document.get("traffic", {}))
 
     def await_version(self, version: str, deadline_s: float = 10.0) -> float:
         """Seconds until this version answers."""
@@ -70,7 +83,7 @@ def digits(service: Service, make_artifact: Callable[..., Path]) -> Service:
     versions = {m.name: len(m.versions) for m in service.registry.models()}
     if versions.get("digits", 0) < 2:
         for favourite in (1, 2):
-            service.registry.register(open_artifact(str(make_artifact(favourite))))
+            service.registry.register(open_artifact(str(make_artifact(favourite, serve=SERVE))))
         service.registry.promote("digits", 1)
         app.deploy(service.settings, "digits", service.port)
     service.registry.promote("digits", 1)
@@ -99,6 +112,50 @@ def test_promote_and_rollback_change_the_answer(digits: Service) -> None:
     digits.registry.rollback("digits")
     announce("digits")
     digits.await_version("1")
+
+
+def test_a_canary_answers_its_part_and_is_ended_when_it_breaks_the_rules(digits: Service) -> None:
+    import ray
+
+    def versions() -> list[str]:
+        return [digits.ask(json={**ZEROS, "parameters": {"key": f"c{n}"}}).json()["model_version"] for n in range(20)]
+
+    digits.registry.shift("digits", 2, "canary", 50)
+    announce("digits")
+    _await(lambda: "canary" in digits.stats())
+    assert set(versions()) == {"1", "2"}
+    _await(lambda: set(versions()) == {"1"})
+    (*_, last) = digits.registry.model("digits").shifts["canary"]
+    assert (last.version, last.percent) == (2, 0)
+    assert "rollback: broken: disagreement" in last.why
+    assert ray.get(keeper().watched.remote("digits"))["canary"]["verdict"]["decision"] == "rollback"
+
+
+def test_a_canary_that_keeps_the_rules_is_promoted(digits: Service, make_artifact: Callable[..., Path]) -> None:
+    same = digits.registry.register(open_artifact(str(make_artifact(1)))).version
+    digits.registry.shift("digits", same, "canary", 50)
+    announce("digits")
+    _await(lambda: all(digits.ask().json()["model_version"] == str(same) for _ in range(10)))
+    assert "every rule is kept" in digits.registry.model("digits").shifts["canary"][-1].why
+
+
+def test_a_shadow_is_compared_and_never_answers(digits: Service) -> None:
+    digits.registry.shift("digits", 2, "shadow", 100)
+    announce("digits")
+    _await(lambda: "shadow" in digits.stats())
+    assert digits.ask().json()["model_version"] == "1"
+    _await(lambda: digits.stats()["shadow"]["disagreed"] == 1)
+    digits.registry.shift("digits", 2, "shadow", 0)
+
+
+def test_what_was_asked_is_logged_and_asked_of_a_candidate(digits: Service) -> None:
+    digits.ask()
+    folder = digits.settings.storage("requests", "digits")
+    _await(lambda: bool(logged_files(folder)))
+    report = rehearse(digits.settings, "digits", 2)
+    assert report.whole.disagreed == report.whole.rows > 0
+    with pytest.raises(GateError, match="disagrees with version 1"):
+        report.check(0.5)
 
 
 def test_small_models_share_a_replica(service: Service, make_artifact: Callable[..., Path]) -> None:
@@ -214,7 +271,7 @@ def _replicas(service: Service) -> set[str]:
     return {actor.actor_id for actor in actors if "digits" in (actor.name or "")}
 
 
-def _await(condition: Callable[[], bool], deadline_s: float = 10.0) -> None:
+def _await(condition: Callable[[], bool], deadline_s: float = 60.0) -> None:
     until = time.monotonic() + deadline_s
     while not condition():
         assert time.monotonic() < until, "the condition didn't come true"

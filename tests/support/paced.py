@@ -1,7 +1,9 @@
-"""A recipe whose run lasts as long as a test needs it."""
+"""A recipe whose run lasts as long as a test needs it, and a deployment that takes its time."""
 
 from __future__ import annotations
 
+import asyncio
+import os
 import time
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from tidepool.spec import Spec, load_spec
 
 DIGITS = Path(__file__).parents[2] / "deployments/digits/spec.yaml"
 STEP_S = 0.15
+ANSWER_S = 0.2
 
 
 class PacedDigits(Digits):
@@ -27,8 +30,21 @@ class PacedDigits(Digits):
         return super().loss(predictions, target)
 
 
+class SlowAnswer:
+    """A replica that takes a while for each request, and answers with what tells it apart."""
+
+    async def __call__(self) -> int:
+        """The number of its process."""
+        await slow_answer()
+        return os.getpid()
+
+
 def slow_down() -> None:
     time.sleep(STEP_S)
+
+
+async def slow_answer() -> None:
+    await asyncio.sleep(ANSWER_S)
 
 
 def spec_of(workers: str, epochs: int, hurry: Path, *more: str) -> Spec:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import gzip
 import struct
+import zlib
 
 import numpy as np
 import orjson
@@ -11,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidepool.errors import InvalidRequest
+from tidepool.errors import InvalidRequest, RequestTooLarge
 from tidepool.recipe import DATATYPES, Signature, TensorSpec
 from tidepool.serve import codecs
+from tidepool.serve.body import read_body
 from tidepool.serve.protocol import InferResponse
 
 NUMERIC = [name for name in DATATYPES if name != "BYTES"]
@@ -177,6 +181,45 @@ def test_any_json_gives_a_request_or_an_invalid_request(tensor: dict[str, object
     except (InvalidRequest, orjson.JSONEncodeError):
         return
     assert request.inputs["x" if tensor["name"] == "x" else str(tensor["name"])].dtype in DATATYPES.values()
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["x", "y"]),
+            st.sampled_from([*DATATYPES, "?"]),
+            st.lists(st.integers(0, 3), max_size=3),
+            st.integers(-1, 30) | JSON_VALUES,
+        ),
+        max_size=3,
+    ),
+    st.binary(max_size=60),
+    st.integers(-2, 2),
+)
+def test_any_raw_tensors_give_a_request_or_an_invalid_request(
+    heads: list[tuple[str, str, list[int], object]], raw: bytes, off: int
+) -> None:
+    tensors = [
+        {"name": name, "datatype": datatype, "shape": shape, "parameters": {"binary_data_size": size}}
+        for name, datatype, shape, size in heads
+    ]
+    with contextlib.suppress(InvalidRequest, orjson.JSONEncodeError):
+        head = orjson.dumps({"inputs": tensors})
+        inputs = codecs.decode(head + raw, len(head) + off).inputs
+        assert [values.shape for values in inputs.values()] == [tuple(shape) for _, _, shape, _ in heads]
+
+
+@given(st.binary(max_size=200), st.sampled_from([b"gzip", b"deflate", b"br"]), st.integers(0, 500), st.booleans())
+def test_any_packed_body_is_unpacked_or_refused(data: bytes, encoding: bytes, limit: int, proper: bool) -> None:
+    sent = {b"gzip": gzip.compress, b"deflate": zlib.compress}[encoding](data) if proper and encoding != b"br" else data
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": sent}
+
+    with contextlib.suppress(InvalidRequest, RequestTooLarge):
+        body = asyncio.run(read_body({b"content-encoding": encoding}, receive, limit))
+        assert len(body) <= limit
+        assert not proper or body == data
 
 
 SIGNATURE = Signature(inputs=(), outputs=(TensorSpec("y", "FP32", (-1,)), TensorSpec("s", "BYTES", (-1,))))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 from fastapi.testclient import TestClient
 
-from tidepool.serve import gateway
+from tidepool.serve import gateway, rest, triton
 
 
 @pytest.fixture
 def client() -> TestClient:
-    return TestClient(gateway.build(served=lambda: [{"name": "digits", "state": "READY", "reason": ""}]))
+    entries = [*triton.index("digits", ["1", "2"]), *triton.index("iris", [], triton.UNAVAILABLE, "no room")]
+    return TestClient(gateway.build(served=lambda: entries))
 
 
 @pytest.mark.parametrize(
@@ -26,10 +27,29 @@ def test_the_server_says_what_it_is(client: TestClient) -> None:
 
 
 def test_the_index_lists_what_is_served(client: TestClient) -> None:
-    assert client.post("/v2/repository/index").json()[0]["name"] == "digits"
+    listed = client.post("/v2/repository/index").json()
+    assert [(entry["name"], entry["version"]) for entry in listed] == [("digits", "1"), ("digits", "2"), ("iris", "")]
+    assert (listed[2]["state"], listed[2]["reason"]) == ("UNAVAILABLE", "no room")
 
 
-@pytest.mark.parametrize("path", ["/v2/models/iris/infer", "/v2/models/iris", "/nonsense"])
+def test_the_index_lists_those_that_are_ready_on_request(client: TestClient) -> None:
+    ready = client.post("/v2/repository/index", json={"ready": True}).json()
+    assert {entry["name"] for entry in ready} == {"digits"}
+
+
+@pytest.mark.parametrize("body", [b"[]", b"{", b'{"ready": 1}'])
+def test_what_is_no_request_for_the_index_is_refused(client: TestClient, body: bytes) -> None:
+    response = client.post("/v2/repository/index", content=body)
+    assert (response.status_code, "ready" in response.json()["error"]) == (400, True)
+
+
+def test_every_status_of_a_failure_is_documented_where_requests_are_answered(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    for path in ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/explain"):
+        assert {str(status) for status in rest.STATUS.values()} <= paths[path]["post"]["responses"].keys()
+
+
+@pytest.mark.parametrize("path", ["/v2/models/roses/infer", "/v2/models/roses", "/nonsense"])
 def test_what_is_not_there_is_not_found_in_the_one_shape_of_an_error(client: TestClient, path: str) -> None:
     for method in ("GET", "POST"):
         response = client.request(method, path)
@@ -38,7 +58,7 @@ def test_what_is_not_there_is_not_found_in_the_one_shape_of_an_error(client: Tes
 
 
 def test_a_missing_model_is_answered_with_those_there_are(client: TestClient) -> None:
-    assert "Allowed: digits" in client.get("/v2/models/iris").json()["error"]
+    assert "Allowed: digits, iris" in client.get("/v2/models/roses").json()["error"]
 
 
 def test_a_wrong_method_is_refused(client: TestClient) -> None:

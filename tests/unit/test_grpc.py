@@ -14,13 +14,14 @@ import pytest
 
 from tidepool import errors
 from tidepool.artifact import open_artifact
-from tidepool.serve import protobuf
+from tidepool.serve import protobuf, triton
 from tidepool.serve._pb2 import open_inference_pb2 as pb
 from tidepool.serve.auth import Key, Keyring, digest
 from tidepool.serve.dataplane import Dataplane, Lineup, load_version
 from tidepool.serve.grpc import CALLS, CODES, SERVICE, Servicer, add_to_server, code_of
 from tidepool.serve.limits import Limit
 from tidepool.serve.protocol import InferRequest, InferResponse
+from tidepool.serve.reception import Reception
 
 IMAGE = {"image": np.zeros((1, 64), np.float32)}
 KEY = (("authorization", "Bearer good"),)
@@ -123,6 +124,40 @@ def test_health_and_metadata_are_told(dataplane: Dataplane) -> None:
     assert ready.ready
     assert server.name == "tidepool"
     assert (list(model.versions), model.inputs[0].name, list(model.inputs[0].shape)) == (["1", "2"], "image", [-1, 64])
+
+
+def test_what_tritons_clients_ask_for_is_told(dataplane: Dataplane) -> None:
+    async def questions(client: Client) -> Any:
+        await client.infer()
+        return (
+            await client.ModelConfig(pb.ModelConfigRequest(name="digits"), metadata=KEY),
+            await client.ModelStatistics(pb.ModelStatisticsRequest(name="digits"), metadata=KEY),
+            await client.RepositoryIndex(pb.RepositoryIndexRequest()),
+        )
+
+    config, statistics, index = ask(dataplane, questions)
+    (image,) = config.config.input
+    assert (image.name, image.data_type, list(image.dims)) == ("image", pb.DataType.TYPE_FP32, [-1, 64])
+    counts = {entry.version: entry.inference_stats.success.count for entry in statistics.model_stats}
+    assert counts == {"1": 0, "2": 1}
+    assert [(entry.name, entry.version, entry.state) for entry in index.models] == [
+        ("digits", "1", "READY"),
+        ("digits", "2", "READY"),
+    ]
+
+
+@pytest.mark.parametrize("call", ["ModelConfig", "ModelStatistics"])
+def test_what_is_told_of_a_model_needs_a_key(dataplane: Dataplane, call: str) -> None:
+    request = CALLS[call][0](name="digits")
+    assert refusal(dataplane, lambda client: getattr(client, call)(request))[0] == grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_the_gateway_lists_the_versions_of_all_models() -> None:
+    entries = [*triton.index("digits", ["1"]), *triton.index("iris", [], triton.UNAVAILABLE, "no room")]
+    reception = Reception("nowhere", lambda: entries)
+    for ready, names in ((False, ["digits", "iris"]), (True, ["digits"])):
+        answer = asyncio.run(reception.RepositoryIndex(pb.RepositoryIndexRequest(ready=ready), None))
+        assert [entry.name for entry in answer.models] == names
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ import pytest
 
 from tidepool.artifact import open_artifact
 from tidepool.errors import CorruptionError
-from tidepool.serve.dataplane import Dataplane
+from tidepool.serve.dataplane import Dataplane, LoadedVersion, load_version
 from tidepool.serve.host import Host
+from tidepool.serve.splits import Share
 from tidepool.serve.versions import Entry, VersionTable
 from tidepool.spec import ServeSpec
 
@@ -24,12 +25,20 @@ class Replica:
 
     def __init__(self) -> None:
         self.dataplane = Dataplane("digits")
-        self.host = Host(self.dataplane, ServeSpec())
+        self.host = Host(self.dataplane, ServeSpec(), self._load)
+        self.memory_for = 100
 
-    def told(self, champion: int, **entries: Path) -> list[str]:
+    def _load(self, *what: Any) -> LoadedVersion:
+        if not self.memory_for:
+            raise MemoryError
+        self.memory_for -= 1
+        return load_version(*what)
+
+    def told(self, champion: int, canary: int | None = None, **entries: Path) -> list[str]:
         """The versions that it has after hearing of a table."""
+        shares = {} if canary is None else {"canary": Share(str(canary), 50.0, 1.0)}
         rows = tuple(Entry(name[1:], str(uri), DIGESTS[uri]) for name, uri in entries.items())
-        asyncio.run(self.host.apply(VersionTable(str(champion), rows)))
+        asyncio.run(self.host.apply(VersionTable(str(champion), rows, shares)))
         return sorted(self.dataplane.lineup.versions)
 
 
@@ -72,3 +81,14 @@ def test_a_version_that_the_table_names_no_more_is_let_go(versions: list[Path]) 
     kept: Any = replica.dataplane.choose("2")
     assert replica.told(3, v3=three, v2=two) == ["2", "3"]
     assert replica.dataplane.choose("2") is kept
+
+
+def test_a_canary_for_which_there_is_no_memory_is_left_out(versions: list[Path]) -> None:
+    one, two, _ = versions
+    replica = Replica()
+    replica.memory_for = 1
+    assert replica.told(1, canary=2, v1=one, v2=two) == ["1"]
+    assert replica.dataplane.lineup.traffic is None
+    replica.memory_for = 1
+    assert replica.told(1, canary=2, v1=one, v2=two) == ["1", "2"]
+    assert replica.dataplane.lineup.traffic is not None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import httptools
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from tidepool.serve.lane import plain
+from tidepool.serve.lane import END, plain
 
 LINE = b"POST /v2/models/m/infer HTTP/1.1\r\n"
 
@@ -44,3 +47,51 @@ def test_a_plain_head_is_read() -> None:
     assert read is not None
     assert (read.prefix, read.version, read.length) == ("/v2/models/a-b.c", "12", 34)
     assert read.headers[b"x-api-key"] == b"k"
+
+
+class Parsed:
+    """What the parser of uvicorn's own way reads."""
+
+    def __init__(self) -> None:
+        self.url, self.headers, self.whole = b"", list[tuple[bytes, bytes]](), False
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+    def on_message_complete(self) -> None:
+        self.whole = True
+
+
+NAMES = st.sampled_from([b"content-length", b"Content-Length", b"host", b"x-api-key", b"connection", b"expect", b"te"])
+VALUES = st.sampled_from([b"0", b"2", b"02", b"keep-alive", b"close", b" 2 ", b"a b", b"\xff", b""]) | st.binary(
+    max_size=6
+)
+LINES = st.tuples(NAMES | st.binary(max_size=6), st.sampled_from([b":", b": ", b":\t", b" :"]), VALUES).map(b"".join)
+OPENINGS = st.sampled_from([LINE, LINE.replace(b"/m/", b"/m/versions/3/"), LINE.replace(b"m/", b"m%20/")]) | st.binary()
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_plain_or_not(data: bytes) -> None:
+    head = plain(data)
+    assert head is None or head.length >= 0
+
+
+@given(OPENINGS, st.lists(LINES, max_size=4))
+@example(LINE, [b"content-length: 2"])
+@example(LINE, [b"content-length: 02", b"a: \xe9"])
+def test_a_plain_head_means_to_the_parser_what_it_means_to_the_lane(opening: bytes, lines: list[bytes]) -> None:
+    data = opening + b"\r\n".join(lines)
+    head = plain(data)
+    if head is None or END in data:
+        return
+    seen = Parsed()
+    parser = httptools.HttpRequestParser(seen)
+    parser.feed_data(data + END + bytes(min(head.length, 1000)))
+    assert seen.whole or head.length > 1000
+    version = f"/versions/{head.version}" if head.version else ""
+    assert (parser.get_method(), seen.url.decode()) == (b"POST", f"{head.prefix}{version}/infer")
+    assert {name: value.rstrip() for name, value in seen.headers} == head.headers
+    assert parser.should_keep_alive()

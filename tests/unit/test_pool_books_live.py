@@ -10,30 +10,12 @@ from pathlib import Path
 import pytest
 
 from pools import SPEC, Cluster, Crew, Trainee, wave
-from tidepool.pool import ledger
-from tidepool.pool.books import GRACE_S, Books
+from tidepool.pool.books import Books
 from tidepool.pool.ledger import Ledger
 from tidepool.pool.report import Report
 from tidepool.pool.state import LIVE
 
 Entries = Callable[[], list[tuple[str, str]]]
-
-
-@pytest.fixture
-def cluster() -> Cluster:
-    return Cluster(a=4)
-
-
-@pytest.fixture
-def books(cluster: Cluster, tmp_path: Path) -> Books:
-    opened = Books("slot", Ledger(tmp_path / "ledger.jsonl", cluster.clock), cluster.look, SPEC, cluster.clock)
-    cluster.now += GRACE_S
-    return opened
-
-
-@pytest.fixture
-def entries(tmp_path: Path) -> Entries:
-    return lambda: [(entry.kind, entry.phase) for entry in ledger.read(tmp_path / "ledger.jsonl")]
 
 
 @pytest.fixture

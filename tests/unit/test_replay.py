@@ -11,7 +11,8 @@ import pytest
 from tidepool.errors import DataError
 from tidepool.pool.tide import to_svg
 from tidepool.replay.regimes import HEADINGS, Outcome, regimes, rows
-from tidepool.replay.traffic import due_times, send
+from tidepool.replay.stand_ins import SlowAnswer
+from tidepool.replay.traffic import due_times, send, until_new_answers, waves
 
 
 @pytest.fixture
@@ -41,6 +42,13 @@ def test_a_generated_shape_peaks_where_it_is_wanted() -> None:
 def test_a_trace_that_is_too_thin_is_refused(trace: Path) -> None:
     with pytest.raises(DataError, match="raise --compress"):
         due_times(trace, seconds=60, compress=1, peak=28)
+
+
+def test_waves_come_in_the_second_half_of_each_period() -> None:
+    due = waves(seconds=60, period_s=20, peak=28)
+    calm, high = np.histogram(due % 20, (0, 10, 20))[0]
+    assert 28 * 30 * 0.8 < high < 28 * 30 * 1.2
+    assert high * 0.05 < calm < high * 0.2
 
 
 def test_every_request_is_sent_when_it_is_due_and_a_stall_is_charged_in_full() -> None:
@@ -73,6 +81,25 @@ def test_a_server_that_is_away_counts_as_failures() -> None:
     assert (answers.failed, answers.latencies_s) == (2, [])
 
 
+def test_a_stand_in_tells_the_autoscaler_what_waits() -> None:
+    async def scene() -> tuple[float, float]:
+        replica = SlowAnswer(service_s=0.02, slo_s=1.0)
+        answers = [asyncio.ensure_future(replica(None)) for _ in range(5)]
+        await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
+        waiting = await replica.record_autoscaling_stats()
+        await asyncio.gather(*answers)
+        return waiting["late"], (await replica.record_autoscaling_stats())["late"]
+
+    first, then = asyncio.run(scene())
+    assert first == pytest.approx(4 * 0.02)
+    assert then == 0
+
+
+def test_a_new_replica_s_first_answer_is_counted_from_the_rise_before_it() -> None:
+    assert until_new_answers(np.array([30.0, 90.0, 150.0]), [0.1, 33.0, 34.0, 152.5]) == [3.0, 2.5]
+    assert until_new_answers(np.array([]), [0.1]) == []
+
+
 def test_the_regimes_share_out_all_accelerators() -> None:
     shared, *others = regimes(4)
     assert (shared.shared, shared.replicas, shared.workers) == (True, (1, 4), (0, 4))
@@ -81,7 +108,7 @@ def test_the_regimes_share_out_all_accelerators() -> None:
 
 def test_an_outcome_has_a_row_and_a_picture() -> None:
     tide = [(0.0, 1, 3, 2.0), (1.0, 3, 1, 20.0), (2.0, 1, 3, 2.0)]
-    outcome = Outcome("tidepool", 4, 100, 5, 0, 0.8, 812.0, [0.5, 0.7], [0.1], 0, 0.01, tide)
+    outcome = Outcome("tidepool", 4, 100, 5, 0, 0.8, 812.0, [0.5, 0.7], [0.1], 0, 0.01, 0.97, 2, [3.1], tide)
     (row,) = rows([outcome])
     assert len(row) == len(HEADINGS)
     assert "5 (5.0%)" in row

@@ -29,7 +29,7 @@ def record(id_: str = "r1", rows: int = 2, **other: Any) -> Record:
         "public": np.array([b"not-a-secret"] * rows, dtype=np.object_),
     }
     fields: dict[str, Any] = {"outputs": {"digit": np.arange(rows)}, "seconds": 0.25, "key": "k1", **other}
-    return Record(NOON, id_, "7", "d1", fields.pop("inputs", inputs), rows, **fields)
+    return Record(NOON, id_, "7", "d1", fields.pop("inputs", inputs), rows, fields.pop("mask", NO_RULES), **fields)
 
 
 def written(folder: Path) -> pa.Table:
@@ -57,7 +57,7 @@ def stuck() -> Iterator[StuckMask]:
 
 
 def test_what_is_offered_is_read_back(tmp_path: Path) -> None:
-    log = RequestLog(str(tmp_path), NO_RULES, 100, clock=lambda: NOON)
+    log = RequestLog(str(tmp_path), 100, clock=lambda: NOON)
     log.offer(record("r1"))
     log.offer(record("r2", rows=1, outputs={}, status="InvalidRequest"))
     log.close()
@@ -78,9 +78,11 @@ def test_what_is_offered_is_read_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rule", ["drop", "hash", r"pattern:[\w-]+"])
 def test_the_secret_is_nowhere_in_what_is_written(tmp_path: Path, caplog: pytest.LogCaptureFixture, rule: str) -> None:
-    log = RequestLog(str(tmp_path / "log"), Mask({"note": rule}, b"key of the installation"), 100)
-    log.offer(record())
-    log.offer(record(inputs={"note": np.array([SECRET.decode()], dtype=np.object_)}))  # no bytes: rules fail on it
+    log, mask = RequestLog(str(tmp_path / "log"), 100), Mask({"note": rule}, b"key of the installation")
+    log.offer(record(mask=mask))
+    log.offer(
+        record(mask=mask, inputs={"note": np.array([SECRET.decode()], dtype=np.object_)})
+    )  # no bytes: rules fail on it
     log.close()
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert files
@@ -93,7 +95,7 @@ def test_the_secret_is_nowhere_in_what_is_written(tmp_path: Path, caplog: pytest
 
 
 def test_a_sample_is_the_same_everywhere(tmp_path: Path) -> None:
-    one, other = (RequestLog(str(tmp_path / name), NO_RULES, 10) for name in "ab")
+    one, other = (RequestLog(str(tmp_path / name), 10) for name in "ab")
     ids = [f"request-{number}" for number in range(5000)]
     wanted = [id_ for id_ in ids if one.wants(id_)]
     assert wanted == [id_ for id_ in ids if other.wants(id_)]
@@ -103,9 +105,9 @@ def test_a_sample_is_the_same_everywhere(tmp_path: Path) -> None:
 
 
 def test_when_the_disk_is_slow_records_are_dropped_and_counted(tmp_path: Path, stuck: StuckMask) -> None:
-    log = RequestLog(str(tmp_path), stuck, 100, max_bytes=10_000)
+    log = RequestLog(str(tmp_path), 100, max_bytes=10_000)
     for number in range(100):
-        log.offer(record(str(number)))
+        log.offer(record(str(number), mask=stuck))
     assert stuck.reached.wait(10)
     kept = 100 - log.statistics.dropped
     assert 1 <= kept < 10
@@ -116,7 +118,7 @@ def test_when_the_disk_is_slow_records_are_dropped_and_counted(tmp_path: Path, s
 
 
 def test_a_file_is_written_when_enough_bytes_have_gathered(tmp_path: Path) -> None:
-    log = RequestLog(str(tmp_path), NO_RULES, 100, rotate_bytes=1000)
+    log = RequestLog(str(tmp_path), 100, rotate_bytes=1000)
     for number in range(50):
         log.offer(record(str(number)))
     log.close()
@@ -125,7 +127,7 @@ def test_a_file_is_written_when_enough_bytes_have_gathered(tmp_path: Path) -> No
 
 
 def test_a_file_is_written_when_its_time_has_come(tmp_path: Path) -> None:
-    log = RequestLog(str(tmp_path), NO_RULES, 100, rotate_s=0.01)
+    log = RequestLog(str(tmp_path), 100, rotate_s=0.01)
     log.offer(record())
     wait_for_a_file(tmp_path)
     assert len(written(tmp_path)) == 2
@@ -144,16 +146,28 @@ def wait_for_a_file(folder: Path) -> None:
 
 def test_a_place_that_cannot_be_written_loses_records_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    log = RequestLog(str(tmp_path / "file" / "log"), NO_RULES, 100)
+    log = RequestLog(str(tmp_path / "file" / "log"), 100)
     log.offer(record())
     log.close()
     assert (log.statistics.written, log.statistics.dropped) == (0, 1)
 
 
+def test_the_oldest_files_go_when_there_are_too_many_bytes(tmp_path: Path) -> None:
+    days = iter(NOON + 86_400 * day for day in range(50))
+    log = RequestLog(str(tmp_path), 100, kept_bytes=20_000, rotate_bytes=1, clock=days.__next__)
+    for number in range(50):
+        log.offer(record(str(number)))
+    log.close()
+    kept = written(tmp_path)["id"].to_pylist()
+    assert sum(file.stat().st_size for file in tmp_path.rglob("*.parquet")) <= 20_000
+    assert sorted(set(kept), key=int) == [str(number) for number in range(50 - len(set(kept)), 50)]
+    assert log.statistics.deleted == 50 - len(set(kept)) > 0
+
+
 def test_versions_do_not_share_a_file(tmp_path: Path) -> None:
-    log = RequestLog(str(tmp_path), NO_RULES, 100)
+    log = RequestLog(str(tmp_path), 100)
     log.offer(record())
-    log.offer(Record(NOON, "r2", "8", "d2", {"image": np.array([b"a name now"], dtype=np.object_)}, 1))
+    log.offer(Record(NOON, "r2", "8", "d2", {"image": np.array([b"a name now"], dtype=np.object_)}, 1, NO_RULES))
     log.close()
     assert log.statistics.files == 2
     assert sorted(folder.name for folder in tmp_path.iterdir()) == ["version=7", "version=8"]
@@ -170,7 +184,7 @@ def test_versions_do_not_share_a_file(tmp_path: Path) -> None:
     ],
 )
 def test_tensors_of_every_kind_have_a_column(values: np.ndarray[Any, Any], kind: str) -> None:
-    column = to_table(record(inputs={"x": values}), NO_RULES)["in.x"]
+    column = to_table(record(inputs={"x": values}))["in.x"]
     assert str(column.type) == kind
     assert len(column) == 2
     assert column.to_pylist() == values.tolist()

@@ -19,6 +19,7 @@ from tidepool.serve._pb2 import open_inference_pb2 as pb
 from tidepool.serve.dataplane import Dataplane, Lineup, load_version
 from tidepool.serve.grpc import CALLS, SERVICE, Servicer, add_to_server
 from tidepool.serve.shared import SharedApp, SharedServicer
+from tidepool.serve.triton import index
 
 Ask = Callable[[str, Any], Any]
 
@@ -35,7 +36,7 @@ def ask(make_artifact: Callable[..., Path]) -> Ask:
     def call(name: str, request: Any) -> Any:
         async def once() -> Any:
             server = grpc.aio.server()
-            add_to_server(SharedServicer(servicers.get), server)
+            add_to_server(SharedServicer(servicers.get, lambda: index("1", ["1"])), server)
             port = server.add_insecure_port("127.0.0.1:0")
             await server.start()
             try:
@@ -60,6 +61,8 @@ def test_each_call_is_answered_by_the_model_that_it_names(ask: Ask) -> None:
         answer = ask("ModelInfer", infer(model))
         assert (answer.model_name, answer.outputs[0].contents.int64_contents[0]) == (model, int(model))
         assert ask("ModelMetadata", pb.ModelMetadataRequest(name=model)).name == model
+        assert ask("ModelConfig", pb.ModelConfigRequest(name=model)).config.name == model
+        assert ask("ModelStatistics", pb.ModelStatisticsRequest(name=model)).model_stats[0].name == model
 
 
 def test_a_model_that_is_not_there_is_not_found_and_not_ready(ask: Ask) -> None:
@@ -73,6 +76,7 @@ def test_a_model_that_is_not_there_is_not_found_and_not_ready(ask: Ask) -> None:
 def test_the_server_answers_for_itself(ask: Ask) -> None:
     assert ask("ServerLive", pb.ServerLiveRequest()).live
     assert ask("ServerMetadata", pb.ServerMetadataRequest()).name == "tidepool"
+    assert ask("RepositoryIndex", pb.RepositoryIndexRequest()).models[0].name == "1"
 
 
 def test_uvicorn_takes_the_application_for_what_it_is() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from dataclasses import asdict
 from typing import Any
 
+from tidepool.serve.splits import Share
 from tidepool.serve.versions import Entry, TableKeeper, VersionTable
 
 
@@ -50,6 +53,6 @@ def test_a_move_that_nobody_announced_is_found() -> None:
 
 
 def test_a_table_survives_json() -> None:
-    table = VersionTable("2", (Entry("2", "/a", "d"), Entry("1", "/b", "e")))
-    document = {"champion": "2", "entries": [vars(entry) for entry in table.entries]}
-    assert VersionTable.from_json(document) == table
+    shares = {"canary": Share("1", 5.0, 1000.5)}
+    table = VersionTable("2", (Entry("2", "/a", "d"), Entry("1", "/b", "e")), shares)
+    assert VersionTable.from_json(json.loads(json.dumps(asdict(table)))) == table

@@ -20,21 +20,30 @@ def test_the_busier_of_event_loop_and_engine_counts_since_the_last_sample() -> N
     times = Times()
     vitals = Vitals(0.1, lambda: times.wall, lambda: times.used)
     times.wall, times.used = 12.0, 3.5
-    assert vitals.sample(ran_s=1.5, backlog_s=0.0) == {"busy": pytest.approx(0.75), "late": 0.0}
+    assert vitals.sample(ran_s=1.5, backlog_s=0.0, asked=1) == {"busy": pytest.approx(0.75), "late": 0.0}
     times.wall, times.used = 13.0, 3.9
-    assert vitals.sample(ran_s=1.5, backlog_s=0.05) == {"busy": pytest.approx(0.4), "late": pytest.approx(0.5)}
+    assert vitals.sample(ran_s=1.5, backlog_s=0.05, asked=1) == {"busy": pytest.approx(0.4), "late": pytest.approx(0.5)}
 
 
 def test_no_replica_is_more_than_busy() -> None:
     times = Times()
     vitals = Vitals(0.1, lambda: times.wall, lambda: times.used)
     times.wall = 11.0
-    assert vitals.sample(ran_s=5.0, backlog_s=0.0)["busy"] == 1.0
+    assert vitals.sample(ran_s=5.0, backlog_s=0.0, asked=9)["busy"] == 1.0
+
+
+def test_who_is_asked_nothing_is_not_busy() -> None:
+    times = Times()
+    vitals = Vitals(0.1, lambda: times.wall, lambda: times.used)
+    times.wall, times.used = 11.0, 3.1
+    assert vitals.sample(0.0, 0.0, asked=0)["busy"] == 0.0
+    times.wall, times.used = 12.0, 3.2
+    assert vitals.sample(0.5, 0.0, asked=0)["busy"] == pytest.approx(0.5)  # it goes on with what it has
 
 
 def test_two_samples_at_once_do_no_harm() -> None:
     vitals = Vitals(0.1, lambda: 1.0, lambda: 1.0)
-    assert vitals.sample(0.0, 0.0) == {"busy": 0.0, "late": 0.0}
+    assert vitals.sample(0.0, 0.0, 1) == {"busy": 0.0, "late": 0.0}
 
 
 def test_a_thread_that_works_wants_a_processor() -> None:

@@ -52,7 +52,11 @@ def replay(
     trace: Path | None = typer.Argument(None, help="Requests: a CSV with a column TIMESTAMP; generated if not given."),
     compress: float = typer.Option(60.0, min=1, help="Play the trace so many times as fast."),
     seconds: float = typer.Option(60.0, min=10, help="Length of the replay."),
+    wave: float | None = typer.Option(None, min=1, help="A wave every so many seconds, in place of a trace."),
     accelerators: int = typer.Option(4, min=2, help="Logical accelerators of the local cluster."),
+    only: list[str] = typer.Option(
+        [], help="Play this one alone: tidepool, 'split 2 + 2', 'stock Ray'; may be repeated."
+    ),
     http_port: int = typer.Option(18000, help="HTTP port of the replay's own clusters."),
     draw: Path | None = DRAW,
     as_document: bool = JSON,
@@ -67,10 +71,10 @@ def replay(
     from tidepool.replay.regimes import HEADINGS, regimes, rows
     from tidepool.replay.stage import Play
 
-    play = Play(accelerators, seconds, compress, str(trace.resolve()) if trace else None)
+    play = Play(accelerators, seconds, compress, str(trace.resolve()) if trace else None, wave)
     print(f"{len(play.due_s):,} requests in {seconds:g} s", file=sys.stderr)
     outcomes = []
-    for regime in regimes(accelerators):
+    for regime in (one for one in regimes(accelerators) if one.name in (only or [one.name])):
         with Console(stderr=True).status(regime.name):
             outcomes.append(_performed(play, regime, http_port))
     if draw:

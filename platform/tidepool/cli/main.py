@@ -8,7 +8,7 @@ from __future__ import annotations
 import typer
 
 from tidepool import __version__
-from tidepool.cli import cluster, demo, explain, jobs, keys, models, pool, serving, spec
+from tidepool.cli import cluster, demo, explain, jobs, keys, models, pool, serving, spec, traffic
 from tidepool.cli.exits import fail
 from tidepool.errors import TidepoolError
 
@@ -21,7 +21,7 @@ app = typer.Typer(
     "5 storage, 6 training or job, 7 gate or export, 8 registry, 9 request.",
 )
 
-for group in (cluster, demo, jobs, models, serving, explain, pool, keys, spec):
+for group in (cluster, demo, jobs, models, traffic, serving, explain, pool, keys, spec):
     group.register(app)
 
 

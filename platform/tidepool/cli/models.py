@@ -11,6 +11,7 @@ from tidepool.cli.output import JSON, as_json, table, when
 
 if TYPE_CHECKING:
     from tidepool.registry.client import Registry
+    from tidepool.registry.entities import RegisteredModel
 
 ALIAS = typer.Option("champion", help="The alias to move.")
 
@@ -28,7 +29,7 @@ def models(
     """List registered models with their versions, aliases and metrics."""
     from tidepool.errors import ModelNotFound
 
-    registered = _registry().models()
+    registered = registry().models()
     shown = [model for model in registered if name in (None, model.name)]
     if name is not None and not shown:
         raise ModelNotFound("no such model", seen=name, allowed=", ".join(m.name for m in registered) or "none exist")
@@ -39,7 +40,7 @@ def models(
         [
             model.name,
             version.version,
-            ", ".join(version.aliases),
+            ", ".join(_with_share(model, alias) for alias in version.aliases),
             " ".join(f"{metric} {value:.4g}" for metric, value in sorted(version.metrics.items())),
             f"{version.bytes / 1024:.1f} KiB",
             version.digest[:12],
@@ -58,7 +59,7 @@ def promote(
     json: bool = JSON,
 ) -> None:
     """Set an alias, `champion` by default, to a version; replicas answer with it at once."""
-    promoted = _registry().promote(name, version, alias)
+    promoted = registry().promote(name, version, alias)
     if json:
         as_json(promoted.to_json())
     else:
@@ -68,7 +69,7 @@ def promote(
 
 def rollback(name: str = typer.Argument(help="The registered model."), alias: str = ALIAS, json: bool = JSON) -> None:
     """Set an alias back to what it named before; twice goes back two."""
-    version = _registry().rollback(name, alias)
+    version = registry().rollback(name, alias)
     if json:
         as_json(version.to_json())
     else:
@@ -76,7 +77,13 @@ def rollback(name: str = typer.Argument(help="The registered model."), alias: st
     announce(name)
 
 
-def _registry() -> Registry:
+def _with_share(model: RegisteredModel, alias: str) -> str:
+    share = model.share(alias)
+    return f"{alias} {share.percent:g} %" if share else alias
+
+
+def registry() -> Registry:
+    """The registry of this home, or of TIDEPOOL_REGISTRY_URL."""
     from tidepool.registry.client import Registry
     from tidepool.settings import Settings
 

@@ -102,7 +102,7 @@ def _only_model(rest: RestTarget) -> str:
     """
     try:
         models = accepted(rest.send("POST", "/v2/repository/index", json={})).json()
-        names = [model["name"] for model in models]
+        names = list(dict.fromkeys(model["name"] for model in models))  # a version may have an entry of its own
     except (Refused, ValueError, TypeError, KeyError):
         names = []
     if len(names) != 1:

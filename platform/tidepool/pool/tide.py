@@ -129,12 +129,15 @@ def _axis(low: float, high: float, bottom: float, top: float, unit: str) -> Iter
 
 
 def _hours(times: Sequence[float], across: Scale) -> Iterator[str]:
-    length = times[-1] - times[0]
-    size, unit = next(
-        (s, u) for s, u in ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")) if length > 2 * s or s == 1
-    )
+    size, unit = _unit(times)
     for value in ticks(times[0] / size, times[-1] / size, 8):
         yield f'<text x="{across(value * size):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{value:g} {unit}</text>'
+
+
+def _unit(times: Sequence[float]) -> tuple[int, str]:
+    """The largest unit of time of which there are more than two: its seconds and its name."""
+    units = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+    return next((size, unit) for size, unit in units if times[-1] - times[0] > 2 * size or size == 1)
 
 
 def _legend(tide: Tide) -> Iterator[str]:
@@ -172,13 +175,14 @@ def _to_png(tide: Tide, path: Path) -> None:
     figure = Figure(figsize=(WIDTH / 96, HEIGHT / 96), layout="constrained")
     rows = 2 if len(tide.rate) else 1
     panels = figure.subplots(rows, 1, sharex=True, squeeze=False, height_ratios=[3, 1][:rows])[:, 0]
-    hours = [time / 3600 for time in tide.times]
+    size, unit = _unit(tide.times)
+    times = [time / size for time in tide.times]
     names, held = zip(*tide.holders, strict=True)
-    panels[0].stackplot(hours, *held, labels=names, colors=_colors(tide), alpha=0.85, step="post")
-    panels[0].set(title=tide.title, ylabel=tide.accelerator, ylim=(0, tide.total), xlim=(hours[0], hours[-1]))
+    panels[0].stackplot(times, *held, labels=names, colors=_colors(tide), alpha=0.85, step="post")
+    panels[0].set(title=tide.title, ylabel=tide.accelerator, ylim=(0, tide.total), xlim=(times[0], times[-1]))
     panels[0].legend(loc="upper left", ncols=4, frameon=False)
     if len(tide.rate):
-        panels[1].step(hours, tide.rate, where="post", color=GREY)
+        panels[1].step(times, tide.rate, where="post", color=GREY)
         panels[1].set(ylabel="requests/s", ylim=(0, None))
-    panels[-1].set(xlabel="hours")
+    panels[-1].set(xlabel=unit)
     figure.savefig(path, dpi=144)

@@ -15,12 +15,15 @@ from tidepool.artifact import Artifact
 from tidepool.errors import NothingToRollBack, RegistryError
 from tidepool.registry import history
 from tidepool.registry.blobs import Blobs
-from tidepool.registry.database import PREFIX, Database
+from tidepool.registry.database import PREFIX, AliasWriter, Database
 from tidepool.registry.entities import (
+    CANARY,
     CHAMPION,
+    SHADOW,
     ModelVersion,
     Move,
     RegisteredModel,
+    Shift,
     check_alias,
     no_such_model,
     parse_reference,
@@ -71,7 +74,18 @@ class Registry:
         Raises:
             ModelNotFound: no such model, version or alias; the message lists those that exist.
         """
-        return self._model(name).version(version)
+        return self.model(name).version(version)
+
+    def model(self, name: str) -> RegisteredModel:
+        """One registered model with its versions, as all of it stands at one moment.
+
+        Raises:
+            ModelNotFound: no such model; the message names the one that comes closest.
+        """
+        found = self._database.read(name)
+        if not found:
+            raise no_such_model(name, [model.name for model in self.models()])
+        return found[0]
 
     def resolve(self, reference: str) -> ModelVersion:
         """The version that `models:/digits@champion`, `models:/digits/4` or `digits` stands for.
@@ -84,7 +98,7 @@ class Registry:
         return self.version(parsed.name, parsed.wanted)
 
     def promote(self, name: str, version: int, alias: str = CHAMPION) -> ModelVersion:
-        """Give the alias to the version. If it has it already, nothing changes.
+        """Give the alias to the version. If it has it already, nothing changes. A champion is canary or shadow no more.
 
         Raises:
             ModelNotFound: no such model or version.
@@ -94,11 +108,8 @@ class Registry:
         check_alias(alias)
         self._blobs.check(self.version(name, version))
         with self._database.moving(name) as aliases:
-            chosen, current = aliases.model.version(version), aliases.model.aliases.get(alias)
-            moves = self._moves(aliases.model, alias)
-            if chosen.version != current:
-                moves.append(Move(chosen.version, self._clock()))
-            aliases.write(alias, moves)
+            chosen = aliases.model.version(version)
+            self._give(aliases, alias, chosen.version, "promoted")
         return self.version(name, chosen.version)
 
     def rollback(self, name: str, alias: str = CHAMPION) -> ModelVersion:
@@ -124,10 +135,53 @@ class Registry:
                     )
                 if previous == checked:
                     aliases.write(alias, [*moves, Move(previous, self._clock(), rollback=True)])
+                    self._end_shares(aliases, alias, previous, "rolled back to")
                     break
             self._blobs.check(aliases.model.version(previous))
             checked = previous
         return self.version(name, previous)
+
+    def shift(self, name: str, version: int, alias: str, percent: float) -> ModelVersion:
+        """Let the version answer `percent` of the requests as the model's canary, or be asked beside the champion in so
+        many as its shadow; whoever was that before is no more. 0 ends it.
+
+        Raises:
+            ModelNotFound: no such model or version, or the model has no champion.
+            CorruptionError: the version's bytes are damaged; nothing moved.
+            RegistryError: no such share, or the version is the champion, or isn't the one to end; nothing moved.
+        """
+        if alias not in (CANARY, SHADOW) or not 0 <= percent <= 100:
+            raise RegistryError(f"no such share for a {alias}", seen=f"{percent:g} percent", allowed="0 to 100")
+        if percent:
+            self._blobs.check(self.version(name, version))
+        with self._database.moving(name) as aliases:
+            chosen, champion = aliases.model.version(version), aliases.model.version(CHAMPION)
+            named = aliases.model.aliases.get(alias)
+            if percent and chosen == champion:
+                raise RegistryError(f"version {version} of {name} is the champion", remedy="choose another version")
+            if not percent and named != chosen.version:
+                seen = f"version {named}" if named else "none"
+                raise RegistryError(f"version {version} of {name} is no {alias}", seen=seen)
+            aliases.shift(alias, Shift(chosen.version, percent, self._clock()))
+        return self.version(name, chosen.version)
+
+    def conclude(self, name: str, canary: Shift, promote: bool, why: str) -> bool:
+        """End a canary, and make it the champion if `promote`; False if it has another share by now, or none.
+
+        Raises:
+            ModelNotFound: no such model.
+            CorruptionError: the bytes of the version to promote are damaged; nothing moved.
+        """
+        if promote:
+            self._blobs.check(self.version(name, canary.version))
+        with self._database.moving(name) as aliases:
+            if aliases.model.share(CANARY) != canary:
+                return False
+            if promote:
+                self._give(aliases, CHAMPION, canary.version, why)
+            else:
+                aliases.shift(CANARY, Shift(canary.version, 0.0, self._clock(), why))
+        return True
 
     def history(self, name: str, alias: str = CHAMPION) -> list[int]:
         """The versions that rollbacks lead through, oldest first; the last is the one that the alias names.
@@ -137,14 +191,21 @@ class Registry:
         Raises:
             ModelNotFound: no such model.
         """
-        model = self._model(name)
+        model = self.model(name)
         return history.standing(self._moves(model, alias)) if alias in model.aliases else []
 
     def _moves(self, model: RegisteredModel, alias: str) -> list[Move]:
         return history.caught_up(model.moves.get(alias, ()), model.aliases.get(alias), self._clock())
 
-    def _model(self, name: str) -> RegisteredModel:
-        found = self._database.read(name)
-        if not found:
-            raise no_such_model(name, [model.name for model in self.models()])
-        return found[0]
+    def _give(self, aliases: AliasWriter, alias: str, version: int, why: str) -> None:
+        moves = self._moves(aliases.model, alias)
+        if version != aliases.model.aliases.get(alias):
+            moves.append(Move(version, self._clock()))
+        aliases.write(alias, moves)
+        self._end_shares(aliases, alias, version, why)
+
+    def _end_shares(self, aliases: AliasWriter, alias: str, version: int, why: str) -> None:
+        """A new champion's own canary or shadow is over: a rollback must not bring it to life again."""
+        for share in (CANARY, SHADOW) if alias == CHAMPION else ():
+            if aliases.model.aliases.get(share) == version:
+                aliases.shift(share, Shift(version, 0.0, self._clock(), why))

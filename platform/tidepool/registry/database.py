@@ -17,12 +17,12 @@ import sqlalchemy as sa
 
 from tidepool.errors import RegistryError
 from tidepool.registry import history
-from tidepool.registry.entities import ModelVersion, Move, RegisteredModel, no_such_model
+from tidepool.registry.entities import ModelVersion, Move, RegisteredModel, Shift, no_such_model
 
 PREFIX = "tidepool."
-"""Begins the keys of the tags that tidepool writes; the next ones are those of a version, `HISTORY` is a model's."""
+"""Begins the keys of the tags that tidepool writes; the next ones are those of a version, the last ones a model's."""
 DIGEST, SIZE, METRICS, PARAMS, ORIGIN = (f"{PREFIX}{key}" for key in ("digest", "bytes", "metrics", "params", "from."))
-HISTORY = f"{PREFIX}history."
+HISTORY, SHIFTS = f"{PREFIX}history.", f"{PREFIX}shifts."
 
 MODELS = sa.table("registered_models", sa.column("name"), sa.column("creation_time"))
 VERSIONS = sa.table(
@@ -74,13 +74,20 @@ class AliasWriter:
 
     def write(self, alias: str, moves: Sequence[Move]) -> None:
         """Store the alias's log, and make the alias name the version of the last move."""
-        alias_row = {"name": self.model.name, "alias": alias}
-        log_row = {"name": self.model.name, "key": f"{HISTORY}{alias}"}
-        for table, key, value in (
-            (ALIASES, alias_row, {"version": moves[-1].version}),
-            (MODEL_TAGS, log_row, {"value": history.dumps(moves)}),
-        ):
-            self._connection.execute(sa.delete(table).where(*(table.c[name] == is_ for name, is_ in key.items())))
+        self._replace(ALIASES, {"alias": alias}, {"version": moves[-1].version})
+        self._replace(MODEL_TAGS, {"key": f"{HISTORY}{alias}"}, {"value": history.dumps(moves)})
+
+    def shift(self, alias: str, shift: Shift) -> None:
+        """Add to the log of `canary` or `shadow`; the alias names the version, or nothing if its share is 0."""
+        shifts = [*self.model.shifts.get(alias, ()), shift]
+        self._replace(ALIASES, {"alias": alias}, {"version": shift.version} if shift.percent else None)
+        self._replace(MODEL_TAGS, {"key": f"{SHIFTS}{alias}"}, {"value": history.dumps_shifts(shifts)})
+
+    def _replace(self, table: sa.TableClause, key: Mapping[str, str], value: Mapping[str, Any] | None) -> None:
+        """Put one row of the model in the place of another; without a value only take that out."""
+        key = {"name": self.model.name, **key}
+        self._connection.execute(sa.delete(table).where(*(table.c[name] == is_ for name, is_ in key.items())))
+        if value is not None:
             self._connection.execute(sa.insert(table).values(**key, **value))
 
 
@@ -148,6 +155,7 @@ def _read(connection: sa.Connection, name: str | None = None) -> list[Registered
                     versions=tuple(registered),
                     aliases=aliases[model["name"]],
                     moves={k: history.loads(v) for k, v in _below(HISTORY, tags).items()},
+                    shifts={k: history.loads_shifts(v) for k, v in _below(SHIFTS, tags).items()},
                     tags=_foreign(tags),
                     created_at=model["creation_time"] / 1000,
                 )

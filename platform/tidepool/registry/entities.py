@@ -16,6 +16,10 @@ from tidepool.errors import ModelNotFound, RegistryError
 
 CHAMPION = "champion"
 """The alias of the version that answers."""
+CANARY = "canary"
+"""The alias of the version that answers a part of the requests in the champion's stead."""
+SHADOW = "shadow"
+"""The alias of the version that is asked beside the champion, and never answers."""
 
 _REFERENCE = re.compile(r"(?:models:/)?(?P<name>[^@/:]+)(?:@(?P<alias>[^@/:]+)|/(?P<version>[1-9][0-9]*))?")
 _ALIAS = re.compile(r"(?!v?\d+$|latest$)[a-z0-9][a-z0-9_-]{0,62}")
@@ -70,6 +74,18 @@ class Move:
 
 
 @dataclass(frozen=True)
+class Shift:
+    """`version` got a share of the traffic as canary or shadow, at `at` seconds since the epoch."""
+
+    version: int
+    percent: float
+    """Of the requests; 0 ended it."""
+    at: float
+    why: str = ""
+    """Empty where somebody typed it; else what it was decided on."""
+
+
+@dataclass(frozen=True)
 class RegisteredModel:
     """A name, its versions (newest first) and its aliases."""
 
@@ -81,6 +97,16 @@ class RegisteredModel:
     tags: Mapping[str, str]
     created_at: float
     """Seconds since the epoch."""
+    shifts: Mapping[str, tuple[Shift, ...]] = dataclasses.field(default_factory=dict)
+    """Of `canary` and `shadow`, the latest shifts, oldest first."""
+
+    def share(self, alias: str) -> Shift | None:
+        """The share of the traffic that the version called `canary` or `shadow` has, if there is one.
+
+        An alias that was set past tidepool, e.g. in MLflow's UI, has no share.
+        """
+        latest = self.shifts.get(alias, ())[-1:]
+        return latest[0] if latest and latest[0].percent and latest[0].version == self.aliases.get(alias) else None
 
     @property
     def champion(self) -> ModelVersion | None:

@@ -9,10 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 
-from tidepool.registry.entities import Move
+from tidepool.registry.entities import Move, Shift
 
+ROOM = 5000
+"""Characters of an MLflow tag."""
 KEPT = 100
-"""Moves that a stored log keeps: as one MLflow tag it has room for 5,000 characters."""
+"""Moves that a stored log keeps: for so many one tag has room."""
+LONGEST_WHY = 600
+"""Characters of a shift's reason that are stored."""
 
 
 def standing(moves: Sequence[Move]) -> list[int]:
@@ -54,3 +58,16 @@ def dumps(moves: Sequence[Move]) -> str:
 def loads(text: str) -> tuple[Move, ...]:
     """The inverse of `dumps`."""
     return tuple(Move(version, at, kind == "rollback") for version, at, kind in json.loads(text))
+
+
+def dumps_shifts(shifts: Sequence[Shift]) -> str:
+    """As many of the newest shifts as one tag has room for, as compact JSON; times in milliseconds."""
+    rows = [[shift.version, shift.percent, round(shift.at, 3), shift.why[:LONGEST_WHY]] for shift in shifts]
+    while len(text := json.dumps(rows, separators=(",", ":"))) > ROOM:
+        del rows[0]
+    return text
+
+
+def loads_shifts(text: str) -> tuple[Shift, ...]:
+    """The inverse of `dumps_shifts`."""
+    return tuple(Shift(*row) for row in json.loads(text))

@@ -48,6 +48,12 @@ class Outcome:
     steps_redone: int
     idle: float
     """Share of accelerator-seconds that nobody held."""
+    goodput: float
+    """Samples of training, over what the accelerator-seconds that serving didn't hold could have given."""
+    most_resizes: int
+    """Of the run within any minute."""
+    new_answers_s: list[float]
+    """From each wave's beginning until a replica answered that hadn't before."""
     tide: list[tuple[float, int, int, float]]
     """(seconds, accelerators of serving, of training, requests a second), in order."""
 
@@ -63,7 +69,8 @@ class Outcome:
 
 
 HEADINGS = (
-    "", "requests", "late", "failed", "p99", "training samples/s", "released in", "pauses", "steps redone", "idle",
+    "", "requests", "late", "failed", "p99", "training samples/s", "goodput of training", "released in", "pauses",
+    "steps redone", "most resizes a minute", "idle", "a new replica answers after",
 )  # fmt: skip
 
 
@@ -77,10 +84,13 @@ def rows(outcomes: Sequence[Outcome]) -> list[list[str]]:
             str(one.failed),
             f"{one.p99_s:.2f} s",
             f"{one.samples_per_s:.0f}",
+            f"{one.goodput:.0%}",
             _span(one.releases_s),
             _span(one.pauses_s),
             str(one.steps_redone),
+            str(one.most_resizes),
             f"{one.idle:.1%}",
+            _span(one.new_answers_s),
         ]
         for one in outcomes
     ]

@@ -24,7 +24,7 @@ from tidepool.cluster.ports import Ports
 from tidepool.errors import TrainingError
 from tidepool.pool.workload import Floats
 from tidepool.replay.regimes import Outcome, Regime
-from tidepool.replay.traffic import Answers, due_times, send
+from tidepool.replay.traffic import Answers, due_times, send, until_new_answers, waves
 from tidepool.settings import Settings
 
 RESOURCE = "slot"
@@ -32,6 +32,8 @@ RESOURCE = "slot"
 TRAINER = "from tidepool.replay.trainer import main; main()"
 LOOK_S = 0.25
 """Between two looks at who holds what."""
+PACE_S = 5.0
+"""For so long training is by itself before the first request."""
 START_S = 180.0
 """Longest wait for training to begin."""
 
@@ -44,6 +46,8 @@ class Play:
     seconds: float = 90.0
     compress: float = 60.0
     trace: str | None = None
+    wave_s: float | None = None
+    """From one wave of requests to the next, in place of a trace."""
     service_s: float = 0.1
     """Of a replica for a request."""
     sample_s: float = 0.004
@@ -56,7 +60,14 @@ class Play:
     def due_s(self) -> Floats:
         """When the requests are due."""
         peak = self.filled * self.accelerators / self.service_s
+        if self.wave_s is not None:
+            return waves(self.seconds, self.wave_s, peak)
         return due_times(Path(self.trace) if self.trace else None, self.seconds, self.compress, peak)
+
+    @property
+    def rises_s(self) -> Floats:
+        """When waves begin."""
+        return np.arange(self.wave_s / 2, self.seconds, self.wave_s) if self.wave_s is not None else np.array([])
 
 
 def perform(play: Play, regime: Regime, ports: Ports, project: Path) -> Outcome:
@@ -67,10 +78,11 @@ def perform(play: Play, regime: Regime, ports: Ports, project: Path) -> Outcome:
         with local.connect(settings):
             _deploy(play, regime, settings, ports.http)
             with _training(play, regime, settings) as steps:
+                pace = _pace(play, regime, steps)
                 began = steps[-1]
                 with _watched() as tide:
                     answers = asyncio.run(send(f"http://127.0.0.1:{ports.http}/answer", play.due_s))
-                return _outcome(play, regime, settings, answers, tide, (began, steps[-1]))
+                return _outcome(play, regime, settings, answers, tide, (began, steps[-1]), pace)
     finally:
         local.down(settings)
 
@@ -85,7 +97,7 @@ def _deploy(play: Play, regime: Regime, settings: Settings, port: int) -> None:
     scaling: dict[str, Any] = {
         "min_replicas": regime.replicas[0],
         "max_replicas": regime.replicas[1],
-        "target_ongoing_requests": 3,
+        "target_ongoing_requests": 2,  # Ray's default
         "metrics_interval_s": 0.2,
         "look_back_period_s": 0.5,
         "upscale_delay_s": 0.0,
@@ -102,7 +114,7 @@ def _deploy(play: Play, regime: Regime, settings: Settings, port: int) -> None:
         max_ongoing_requests=1000,
         graceful_shutdown_timeout_s=5.0,
     )(SlowAnswer)
-    serve.run(deployment.bind(play.service_s), name="answer", route_prefix="/answer")
+    serve.run(deployment.bind(play.service_s, play.slo_s), name="answer", route_prefix="/answer")
 
 
 @contextmanager
@@ -127,6 +139,13 @@ def _training(play: Play, regime: Regime, settings: Settings) -> Iterator[list[t
             yield steps
         finally:
             process.kill()
+
+
+def _pace(play: Play, regime: Regime, steps: list[tuple[float, int]]) -> float:
+    """Samples a second of one worker, while training has all that it can have and no request comes."""
+    time.sleep(PACE_S)
+    (first_at, first), (last_at, last) = steps[0], steps[-1]
+    return (last - first) / (last_at - first_at) / min(regime.workers[1], play.accelerators - regime.replicas[0])
 
 
 def _read(lines: Any, steps: list[tuple[float, int]]) -> None:
@@ -165,6 +184,7 @@ def _outcome(
     answers: Answers,
     tide: list[tuple[float, int, int]],
     trained: tuple[tuple[float, int], tuple[float, int]],
+    pace: float,
 ) -> Outcome:
     from tidepool.pool import coordinator, ledger
 
@@ -172,13 +192,14 @@ def _outcome(
     entries = ledger.read(path) if path.exists() else []
     moves = ledger.totals(entries)
     (began, first), (ended, last) = trained
-    due = play.due_s
-    rate = np.histogram(due, np.append([0.0], [at for at, *_ in tide]))[0] / LOOK_S
+    due, total = play.due_s, play.accelerators
+    times, serving, training = np.array(tide).T
+    spans = np.diff(times, prepend=0.0)
+    rate = np.histogram(due, np.append([0.0], times))[0] / spans
     smooth = np.convolve(rate, np.ones(12) / 12, mode="same")
-    held = sum(serving + training for _, serving, training in tide)
     return Outcome(
         regime=regime.name,
-        accelerators=play.accelerators,
+        accelerators=total,
         requests=len(due),
         late=answers.late(play.slo_s),
         failed=answers.failed,
@@ -187,9 +208,16 @@ def _outcome(
         releases_s=list(moves.release_s),
         pauses_s=[entry.pause_s for entry in entries if entry.pause_s],
         steps_redone=moves.steps_redone,
-        idle=1 - held / max(1, len(tide) * play.accelerators),
+        idle=1 - float((serving + training) @ spans) / (total * times[-1]),
+        goodput=(last - first) / (pace * float((total - serving) @ spans)),
+        most_resizes=_most_a_minute([entry.at["promised"] for entry in entries if entry.run]),
+        new_answers_s=until_new_answers(play.rises_s, answers.first_s.values()),
         tide=[(*row, float(now)) for row, now in zip(tide, smooth, strict=True)],
     )
+
+
+def _most_a_minute(times: list[float]) -> int:
+    return max((sum(at - 60 < other <= at for other in times) for at in times), default=0)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,12 +19,18 @@ WINDOW_S = 5.0
 """Of the rate that is to peak where it is wanted."""
 
 
+CALM = 0.1
+"""The rate between two waves, over that of a wave."""
+
+
 @dataclass
 class Answers:
     """What became of the requests. Seconds from when each was due to its answer, so that a stall is charged in full."""
 
     latencies_s: list[float] = field(default_factory=list)
     failed: int = 0
+    first_s: dict[str, float] = field(default_factory=dict)
+    """When each replica, by the text that it answers, answered for the first time."""
 
     def late(self, slo_s: float) -> int:
         """Answers that took longer than `slo_s`."""
@@ -60,7 +67,28 @@ def due_times(trace: Path | None, seconds: float, compress: float, peak: float, 
     return times[random.random(len(times)) < kept]
 
 
-async def send(url: str, due_s: Floats, timeout_s: float = 60.0) -> Answers:
+def waves(seconds: float, period_s: float, peak: float, seed: int = 0) -> Floats:
+    """When requests are due that come in waves: half of each period it is calm, then `peak` a second are due."""
+    random = np.random.default_rng(seed)
+    times = np.sort(random.random(random.poisson(peak * seconds)) * seconds)
+    calm = times % period_s < period_s / 2
+    due: Floats = times[~calm | (random.random(len(times)) < CALM)]
+    return due
+
+
+def until_new_answers(rises_s: Floats, first_s: Iterable[float]) -> list[float]:
+    """For each rise of traffic the seconds until a replica answered that hadn't before; none where no new one did.
+
+    >>> until_new_answers(np.array([30.0, 90.0, 150.0]), [0.1, 33.0, 34.0, 152.5])
+    [3.0, 2.5]
+    """
+    firsts = np.sort(list(first_s))
+    ends = np.append(rises_s, np.inf)[1:]
+    new = [firsts[(firsts > rise) & (firsts < end)] for rise, end in zip(rises_s, ends, strict=True)]
+    return [float(times[0] - rise) for rise, times in zip(rises_s, new, strict=True) if len(times)]
+
+
+async def send(url: str, due_s: Floats, timeout_s: float = 20.0) -> Answers:
     """GET `url` at each of the times; returns when all are answered or given up."""
     answers, began = Answers(), time.perf_counter()
 
@@ -71,7 +99,9 @@ async def send(url: str, due_s: Floats, timeout_s: float = 60.0) -> Answers:
             answers.failed += 1
             return
         if response.status_code == 200:
-            answers.latencies_s.append(time.perf_counter() - began - due)
+            now = time.perf_counter() - began
+            answers.latencies_s.append(now - due)
+            answers.first_s.setdefault(response.text, now)
         else:
             answers.failed += 1
 

@@ -23,8 +23,8 @@ from tidepool.serve.codecs import to_raw
 from tidepool.serve.protocol import Tensors
 from tidepool.serve.stacking import weight
 
-DELIVERY = frozenset({"binary_data_output", "priority", "timeout"})
-"""Request parameters that say how and when to answer, not what; every other one is taken to matter."""
+DELIVERY = frozenset({"binary_data_output", "key", "priority", "timeout"})
+"""Request parameters that say how, when and to whom to answer, not what; every other one is taken to matter."""
 ENTRY_BYTES = 400
 """What an entry takes beside its arrays: key, dictionaries, array headers."""
 

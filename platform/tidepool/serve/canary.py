@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -60,6 +60,11 @@ class Tally:
     """Answers over `Rules.p99_ms`."""
     compared: int = 0
     disagreed: int = 0
+
+    def since(self, earlier: Tally) -> Tally:
+        """What was counted since an earlier state of the same tally."""
+        before = astuple(earlier)
+        return Tally(*(now - then for now, then in zip(astuple(self), before, strict=True)))
 
     def add(self, other: Tally) -> None:
         """Add another's counts: of another replica, or of one more request."""
@@ -149,7 +154,7 @@ def judge(watch: Watch, rules: Rules, now: float) -> Verdict:
     if watch.total.answers < rules.min_requests or now - watch.began < rules.min_s:
         so_far = f"{watch.total.answers} of {rules.min_requests} requests, {now - watch.began:.0f} of {rules.min_s:g} s"
         return Verdict(Decision.WAIT, f"too early: {so_far}", evidence)
-    return Verdict(Decision.PROMOTE, "every rule is kept", evidence)
+    return Verdict(Decision.PROMOTE, "; ".join(["every rule is kept", *map(str, whole)]), evidence)
 
 
 def confidence(seen: int, of: int, alpha: float) -> tuple[float, float]:

@@ -9,22 +9,26 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tidepool.artifact import Artifact, answer
 from tidepool.errors import NotReady, UnknownModel
-from tidepool.recipe import Signature
+from tidepool.recipe import Generates, Signature
 from tidepool.serve import protocol
 from tidepool.serve.batching import MAX_WAITING, Batcher
 from tidepool.serve.cache import Cache, cache_key
 from tidepool.serve.costs import calibrate
 from tidepool.serve.engine import OnnxEngine
-from tidepool.serve.protocol import InferRequest, InferResponse, Tensors
+from tidepool.serve.generating import Generating
+from tidepool.serve.protocol import InferRequest, InferResponse, Parameters, Tensors
 from tidepool.serve.stacking import Stacking
 from tidepool.serve.statistics import Counts
+
+if TYPE_CHECKING:
+    from tidepool.serve.traffic import Traffic
 
 WARM_UP_ROWS = 64
 """The largest batch that a version runs before its first request, to learn what batches cost."""
@@ -42,6 +46,8 @@ class LoadedVersion:
     batcher: Batcher
     """The same for many requests at once."""
     counts: Counts = field(default_factory=Counts)
+    generate: Callable[[str, Parameters], Generator[str, None, None]] | None = None
+    """Text that goes on from a text, step by step, of recipes that generate."""
 
 
 def load_version(version: str, artifact: Artifact, slo_s: float = 0.1, max_waiting: int = MAX_WAITING) -> LoadedVersion:
@@ -54,7 +60,8 @@ def load_version(version: str, artifact: Artifact, slo_s: float = 0.1, max_waiti
     run(protocol.zeros(signature, 1))
     batcher = Batcher(run, Stacking(signature.inputs), slo_s, max_requests=max(1, max_waiting))
     calibrate(batcher.costs, lambda rows: run(protocol.zeros(signature, rows)), WARM_UP_ROWS, slo_s / 4)
-    return LoadedVersion(version, artifact.digest, signature, run, batcher)
+    generate = functools.partial(recipe.generate, preprocessing, engine) if isinstance(recipe, Generates) else None
+    return LoadedVersion(version, artifact.digest, signature, run, batcher, generate=generate)
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,8 @@ class Lineup:
 
     champion: str
     versions: Mapping[str, LoadedVersion] = field(default_factory=dict)
+    traffic: Traffic | None = None
+    """None: the champion answers every request that names no version, nobody else is asked, nothing is logged."""
 
 
 class Dataplane:
@@ -73,6 +82,7 @@ class Dataplane:
         self.model = model
         self._lineup: Lineup | None = None
         self._cache = Cache(cache_bytes) if cache_bytes else None
+        self.generating = Generating()
 
     def flip(self, lineup: Lineup) -> None:
         """Answer with `lineup` from the next request on."""
@@ -121,15 +131,23 @@ class Dataplane:
             NotReady: nothing is loaded yet.
             Overloaded: too much waits already, for the request's own deadline or altogether.
         """
-        chosen = self.choose(version)
+        traffic = self.lineup.traffic
+        visit = None if traffic is None else traffic.visit(request, version, key)
+        chosen = self.choose(version if visit is None else visit.version)
         rows = protocol.check_inputs(chosen.signature, request.inputs)
         began = time.monotonic_ns()
         try:
             outputs = await self._outputs(chosen, request, rows, key)
-        except BaseException:
-            chosen.counts.failed(time.monotonic_ns() - began)
+        except BaseException as error:
+            took = time.monotonic_ns() - began
+            chosen.counts.failed(took)
+            if visit is not None:
+                visit.failed(chosen, rows, error, took)
             raise
-        chosen.counts.answered(rows, time.monotonic_ns() - began)
+        took = time.monotonic_ns() - began
+        chosen.counts.answered(rows, took)
+        if visit is not None:
+            visit.answered(chosen, rows, outputs, took)
         selected, binary = protocol.select_outputs(chosen.signature, request, outputs)
         return InferResponse(
             model=self.model,
@@ -160,7 +178,12 @@ class Dataplane:
     @property
     def ran_s(self) -> float:
         """Seconds for which the engines of the present versions have run, apart from the event loop."""
-        return sum(loaded.batcher.ran_s for loaded in self.versions.values())
+        return sum(loaded.batcher.ran_s for loaded in self.versions.values()) + self.generating.ran_s
+
+    @property
+    def asked(self) -> int:
+        """Requests that the present versions have had, failures among them."""
+        return sum(loaded.counts.requests + loaded.counts.failures for loaded in self.versions.values())
 
     @property
     def backlog_s(self) -> float:
@@ -170,11 +193,12 @@ class Dataplane:
     def metadata(self, version: str | None = None) -> dict[str, Any]:
         """The model's metadata as the protocol has it."""
         chosen = self.choose(version)
+        tensors = chosen.signature.to_json()
         return {
             "name": self.model,
             "versions": list(self.lineup.versions),
             "platform": protocol.PLATFORM,
-            **chosen.signature.to_json(),
+            **{side: tensors[side] for side in ("inputs", "outputs")},
             "parameters": {"version": chosen.version, "digest": chosen.digest},
         }
 
@@ -182,7 +206,9 @@ class Dataplane:
         """What the versions in memory, or one of them, have done in this replica."""
         chosen = [self.choose(version)] if version else self.lineup.versions.values()
         stats = [one.counts.to_json(self.model, one.version, one.batcher.costs.runs) for one in chosen]
-        return {"model_stats": stats, **({"cache": asdict(self._cache.statistics)} if self._cache else {})}
+        document = {"model_stats": stats, **({"cache": asdict(self._cache.statistics)} if self._cache else {})}
+        traffic = self.lineup.traffic
+        return document if traffic is None else {**document, **traffic.to_json()}
 
     def ready(self, version: str | None = None) -> bool:
         """Whether requests for this version would be answered."""

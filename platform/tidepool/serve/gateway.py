@@ -16,17 +16,18 @@ from fastapi.responses import RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
 from tidepool import __version__
-from tidepool.errors import UnknownModel
-from tidepool.serve import openapi, protocol, versions
+from tidepool.errors import TidepoolError, UnknownModel
+from tidepool.serve import openapi, protocol, triton, versions
 from tidepool.serve.rest import error_body, status_of
+from tidepool.serve.triton import Index
 
 APPLICATION, SHARED_APPLICATION = "gateway", "_shared"
 """No model can have the latter's name."""
 MODEL_PREFIX = "/v2/models/"
 
 
-def build(served: Callable[[], list[dict[str, str]]] | None = None) -> FastAPI:
-    """The FastAPI application; `served` lists the models in service, by default those that Serve knows."""
+def build(served: Callable[[], Index] | None = None) -> FastAPI:
+    """The FastAPI application; `served` lists the versions in service, by default those that Serve knows."""
     from swagger_ui_bundle import swagger_ui_path
 
     served = served or served_models
@@ -65,14 +66,15 @@ def build(served: Callable[[], list[dict[str, str]]] | None = None) -> FastAPI:
         return {"ready": True}
 
     @app.post("/v2/repository/index")
-    async def index() -> list[dict[str, str]]:
-        return await asyncio.to_thread(served)
+    async def index(request: Request) -> Index:
+        ready_only = triton.wants_ready_only(await request.body())
+        return triton.listed(await asyncio.to_thread(served), ready_only)
 
     _explain_failures(app, served)
     return app
 
 
-def _explain_failures(app: FastAPI, served: Callable[[], list[dict[str, str]]]) -> None:
+def _explain_failures(app: FastAPI, served: Callable[[], Index]) -> None:
     """Give every failure the protocol's one shape."""
 
     @app.exception_handler(404)
@@ -89,30 +91,44 @@ def _explain_failures(app: FastAPI, served: Callable[[], list[dict[str, str]]]) 
         body = error_body(f"method not allowed. Seen: {request.method}.")
         return Response(body, 405, dict(error.headers or {}), media_type="application/json")
 
+    @app.exception_handler(TidepoolError)
+    async def refused(_: Request, error: TidepoolError) -> Response:
+        return Response(error_body(str(error)), status_of(error), media_type="application/json")
+
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
         body = error_body(f"{request.url.path} failed: {type(error).__name__}")
         return Response(body, 500, media_type="application/json")
 
 
-async def no_such_model(name: str, served: Callable[[], list[dict[str, str]]]) -> tuple[int, bytes]:
+async def no_such_model(name: str, served: Callable[[], Index]) -> tuple[int, bytes]:
     """Status and body of the answer about a model that isn't among those that `served` lists."""
-    models = ", ".join(model["name"] for model in await asyncio.to_thread(served))
+    models = ", ".join(dict.fromkeys(entry["name"] for entry in await asyncio.to_thread(served)))
     error = UnknownModel("no such model is served", seen=name, allowed=models or "none is deployed")
     return status_of(error), error_body(str(error))
 
 
-def served_models() -> list[dict[str, str]]:
-    """The repository index: every model with an application, or a place in that of the shared ones, and its state."""
-    import ray
+def served_models() -> Index:
+    """The repository index: every model with an application or a share of one, its versions, and its state."""
     from ray import serve
 
-    found = []
+    found: Index = []
     for name, status in serve.status().applications.items():
-        state = {"state": "READY" if status.status == "RUNNING" else "UNAVAILABLE", "reason": status.message}
-        if name == SHARED_APPLICATION:
-            _, roster = ray.get(versions.keeper().wait.remote(versions.SHARED))
-            found += [{"name": model, **state} for model in roster]
-        elif name != APPLICATION:
-            found.append({"name": name, **state})
+        state = triton.READY if status.status == "RUNNING" else triton.UNAVAILABLE
+        models = _topic(versions.SHARED, {}) if name == SHARED_APPLICATION else [name]
+        for model in models:
+            if model != APPLICATION:
+                entries = _topic(f"model:{model}", {"entries": []})["entries"]
+                found += triton.index(model, [entry["version"] for entry in entries], state, status.message)
     return found
+
+
+def _topic(topic: str, otherwise: Any) -> Any:
+    """What the keeper of versions has of a topic; `otherwise` if that can't be had."""
+    import ray
+
+    try:
+        _, value = ray.get(versions.keeper().wait.remote(topic))
+    except TidepoolError:
+        return otherwise
+    return value

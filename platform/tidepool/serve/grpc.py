@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over gRPC: the six calls of a model, and the table of their errors.
+"""The Open Inference Protocol over gRPC: the calls of a model, and the table of their errors.
 
 `Servicer` runs in a plain `grpc.aio` server as well as behind Ray Serve, which calls a deployment's methods of these
 names with the request and a `grpc_context`. A failure sets code and details instead of raising: Serve would log a
@@ -19,10 +19,11 @@ import grpc
 
 from tidepool import __version__, errors
 from tidepool.errors import RequestTooLarge, TidepoolError, UnknownModel
-from tidepool.serve import health, protobuf, protocol
+from tidepool.serve import health, protobuf, protocol, triton
 from tidepool.serve._pb2 import open_inference_pb2 as pb
 from tidepool.serve.auth import INFER, READ, Keyring
 from tidepool.serve.dataplane import Dataplane
+from tidepool.serve.masking import outline
 from tidepool.serve.queueing import TryLater
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,9 @@ CALLS: dict[str, tuple[Any, Any]] = {
     "ModelReady": (pb.ModelReadyRequest, pb.ModelReadyResponse),
     "ModelMetadata": (pb.ModelMetadataRequest, pb.ModelMetadataResponse),
     "ModelInfer": (pb.ModelInferRequest, pb.ModelInferResponse),
+    "ModelConfig": (pb.ModelConfigRequest, pb.ModelConfigResponse),
+    "ModelStatistics": (pb.ModelStatisticsRequest, pb.ModelStatisticsResponse),
+    "RepositoryIndex": (pb.RepositoryIndexRequest, pb.RepositoryIndexResponse),
 }
 """The service's calls with their messages."""
 
@@ -97,7 +101,7 @@ def failing_softly(call: Call) -> Call:
             if isinstance(error, TryLater):
                 grpc_context.set_trailing_metadata((("retry-after", str(math.ceil(error.retry_after_s))),))
         except Exception as error:
-            log.exception("answering %s failed", call.__name__)
+            log.error("answering %s failed: %s", call.__name__, outline(error))
             code, details = grpc.StatusCode.INTERNAL, f"the model failed: {type(error).__name__}"
         grpc_context.set_code(code)
         grpc_context.set_details(details[:MAX_DETAILS])
@@ -157,6 +161,29 @@ class Servicer:
         response = await self._dataplane.infer(protobuf.decode(request), request.model_version or None, key)
         return protobuf.encode(response)
 
+    @failing_softly
+    async def ModelConfig(self, request: pb.ModelConfigRequest, grpc_context: Context) -> pb.ModelConfigResponse:
+        """The model's tensors in the words of Triton's configuration."""
+        self._admit(request.name, grpc_context, READ)
+        async with self._dataplane.held():
+            return protobuf.model_config(triton.config(self._dataplane.metadata(request.version or None)))
+
+    @failing_softly
+    async def ModelStatistics(
+        self, request: pb.ModelStatisticsRequest, grpc_context: Context
+    ) -> pb.ModelStatisticsResponse:
+        """What the versions in memory, or one of them, have done in this replica."""
+        self._admit(request.name, grpc_context, READ)
+        return protobuf.model_statistics(self._dataplane.statistics(request.version or None))
+
+    @failing_softly
+    async def RepositoryIndex(
+        self, request: pb.RepositoryIndexRequest, grpc_context: Context
+    ) -> pb.RepositoryIndexResponse:
+        """The versions that answer here; the gateway lists those of all models."""
+        versions = self._dataplane.lineup.versions
+        return protobuf.repository_index(triton.index(self._dataplane.model, versions))
+
     def _admit(self, model: str, grpc_context: Context, verb: str) -> str:
         """The id of the caller's key, which is good for `verb`; empty where none is needed."""
         key = (
@@ -176,8 +203,8 @@ def api_key(grpc_context: Context) -> str:
 
 def server_metadata() -> pb.ServerMetadataResponse:
     """What the server says of itself."""
-    # No extensions: those of `protocol.EXTENSIONS` are of HTTP.
-    return pb.ServerMetadataResponse(name=protocol.SERVER_NAME, version=__version__)
+    extensions = [name for name in protocol.EXTENSIONS if name not in protocol.OF_HTTP]
+    return pb.ServerMetadataResponse(name=protocol.SERVER_NAME, version=__version__, extensions=extensions)
 
 
 _ANSWERING: list[Any] = []

@@ -1,15 +1,15 @@
-"""Brings the versions of a model's table into its dataplane."""
+"""Brings the versions of a model's table into its dataplane, and divides the traffic between them."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from tidepool.artifact import open_artifact
-from tidepool.errors import TidepoolError
 from tidepool.serve.dataplane import Dataplane, Lineup, LoadedVersion, load_version
+from tidepool.serve.traffic import TrafficControl
 from tidepool.serve.versions import Entry, VersionTable
 from tidepool.settings import Settings
 from tidepool.spec import ServeSpec
@@ -25,6 +25,7 @@ class Host:
     ) -> None:
         """`load` is called as `load_version` is."""
         self._dataplane, self._load_version = dataplane, load
+        self.traffic = TrafficControl(dataplane.model, spec, Settings())
         self.slo_s = spec.slo_p99_ms / 1e3
         self.max_waiting = spec.max_queued_requests if spec.max_queued_requests >= 0 else sys.maxsize
         self.max_in_air = spec.max_ongoing_requests + self.max_waiting
@@ -41,16 +42,20 @@ class Host:
             if known is None or known.digest != entry.digest:
                 try:
                     loaded[entry.version] = await asyncio.to_thread(self._load, entry)
-                except TidepoolError as error:
+                except Exception as error:  # of which kind, depends on what ran out or broke
                     if entry.version == table.champion:
                         raise
                     loaded.pop(entry.version, None)
                     log.warning("version %s is left out: %s", entry.version, error)
             if entry.version == table.champion:
-                self._dataplane.flip(Lineup(table.champion, dict(loaded)))
-        wanted = {entry.version: loaded[entry.version] for entry in table.entries if entry.version in loaded}
-        self._dataplane.flip(Lineup(table.champion, wanted))
+                self._flip(table, dict(loaded))
+        self._flip(table, {entry.version: loaded[entry.version] for entry in table.entries if entry.version in loaded})
+
+    def _flip(self, table: VersionTable, loaded: Mapping[str, LoadedVersion]) -> None:
+        traffic = self.traffic.plan(table.champion, table.shares, loaded)
+        self._dataplane.flip(Lineup(table.champion, loaded, traffic))
 
     def _load(self, entry: Entry) -> LoadedVersion:
         artifact = open_artifact(entry.uri, Settings().root / "cache", entry.digest)
+        self.traffic.mask(artifact.signature)  # one whose values can't be kept secret isn't served
         return self._load_version(entry.version, artifact, self.slo_s, self.max_waiting)

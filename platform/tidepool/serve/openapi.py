@@ -16,25 +16,38 @@ def document() -> Json:
         "/v2": {"get": _operation("Server metadata", "ServerMetadata")},
         "/v2/health/live": {"get": _operation("Whether the server is live", "Live")},
         "/v2/health/ready": {"get": _operation("Whether the server is ready", "Ready")},
-        "/v2/repository/index": {"post": _operation("The models that are served", "RepositoryIndex")},
+        "/v2/repository/index": {
+            "post": {
+                **_operation("The versions that are served", "RepositoryIndex", errors=(400,)),
+                "requestBody": _body("RepositoryIndexRequest", {"ready": True}, required=False),
+            }
+        },
     }
     for base, parameters in (
         ("/v2/models/{model}", [_path("model")]),
         ("/v2/models/{model}/versions/{version}", [_path("model"), _path("version")]),
     ):
         paths[base] = {"get": _operation("Model metadata", "ModelMetadata", parameters, _GUARDED)}
-        paths[f"{base}/ready"] = {"get": _operation("Whether the model is ready", "ModelReady", parameters, (404, 503))}
+        paths[f"{base}/ready"] = {"get": _ready(parameters)}
+        paths[f"{base}/config"] = {
+            "get": _operation("Triton's model configuration", "ModelConfig", parameters, _GUARDED)
+        }
         paths[f"{base}/stats"] = {
             "get": _operation("What the replica asked has done", "Statistics", parameters, _GUARDED)
         }
-        infer = _operation("Answer a request", "InferResponse", parameters, (*_GUARDED, 413))
-        infer["requestBody"] = {
-            "required": True,
-            "content": {"application/json": {"schema": _ref("InferRequest"), "example": _EXAMPLE}},
-        }
+        infer = _operation("Answer a request", "InferResponse", parameters, _ASKED)
+        infer["responses"]["200"]["content"]["application/octet-stream"] = _BINARY
+        infer["requestBody"] = _body("InferRequest", _EXAMPLE)
         paths[f"{base}/infer"] = {"post": infer}
-        explain = _operation("What an answer rests on", "InferResponse", parameters, (*_GUARDED, 413))
-        explain["responses"]["200"]["content"]["image/png"] = {"schema": {"type": "string", "format": "binary"}}
+        explain = _operation("What an answer rests on", "InferResponse", parameters, _ASKED)
+        explain["responses"]["200"]["content"]["image/png"] = _BINARY
+        explain["responses"]["200"]["content"]["application/octet-stream"] = _BINARY
+        generate = _operation("Generate text", "GenerateResponse", parameters, _ASKED)
+        generate["requestBody"] = _body("GenerateRequest", _PROMPT)
+        paths[f"{base}/generate"] = {"post": generate}
+        events = _operation("Generate text, piece by piece", "GenerateResponse", parameters, _ASKED)
+        events["responses"]["200"]["content"] = {"text/event-stream": {"schema": _EVENT}}
+        paths[f"{base}/generate_stream"] = {"post": {**events, "requestBody": generate["requestBody"]}}
         paths[f"{base}/explain"] = {"post": {**explain, "requestBody": infer["requestBody"]}}
     return {
         "openapi": "3.0.3",
@@ -63,6 +76,19 @@ def _operation(
     return {**operation, "security": [{"key": []}]} if 401 in errors else operation
 
 
+def _ready(parameters: list[Json]) -> Json:
+    """A model says that it isn't ready as it says that it is; where there is none, there is an error."""
+    operation = _operation("Whether the model is ready", "ModelReady", parameters, (404, 503))
+    for status in ("404", "503"):
+        either = {"anyOf": [_ref("ModelReady"), _ref("Error")]}
+        operation["responses"][status]["content"]["application/json"]["schema"] = either
+    return operation
+
+
+def _body(schema: str, example: Json, required: bool = True) -> Json:
+    return {"required": required, "content": {"application/json": {"schema": _ref(schema), "example": example}}}
+
+
 def _path(name: str) -> Json:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
 
@@ -75,6 +101,10 @@ def _object(required: tuple[str, ...], **properties: Json) -> Json:
     return {"type": "object", "required": list(required), "properties": properties}
 
 
+def _or_null(schema: Json) -> Json:
+    return {**schema, "nullable": True}
+
+
 def _list(items: Json) -> Json:
     return {"type": "array", "items": items}
 
@@ -85,22 +115,33 @@ _STATUSES = {
     403: "The key does not open this model",
     404: "No such model or version",
     413: "The body is too large",
-    429: "Too many requests are waiting",
+    429: "Too many requests are waiting, or the key has asked too often: Retry-After says when to come back",
+    499: "The client went away: nobody sees this",
     500: "The model failed",
-    503: "The model is still being loaded",
+    503: "The model is still being loaded, or no replica answers",
     507: "The model is larger than the memory of all shared models",
 }
-_GUARDED = (400, 401, 403, 404, 429, 500, 503, 507)
+_GUARDED = (401, 403, 404, 429, 500, 503, 507)
+_ASKED = (400, *_GUARDED, 413, 499)
+_BINARY: Json = {"schema": {"type": "string", "format": "binary"}}
 _TEXT: Json = {"type": "string"}
 _FLAG: Json = {"type": "boolean"}
 _FREE: Json = {"type": "object", "additionalProperties": True}
 _DATATYPE: Json = {"type": "string", "enum": list(DATATYPES)}
 _SHAPE: Json = _list({"type": "integer"})
 _TENSOR_METADATA = _object(("name", "datatype", "shape"), name=_TEXT, datatype=_DATATYPE, shape=_SHAPE)
+_TENSOR_CONFIG = _object(("name", "data_type", "dims"), name=_TEXT, data_type=_TEXT, dims=_SHAPE)
 _TENSOR = _object(
-    ("name", "datatype", "shape"), name=_TEXT, datatype=_DATATYPE, shape=_SHAPE, parameters=_FREE, data=_list({})
+    ("name", "datatype", "shape"),
+    name=_TEXT,
+    datatype=_DATATYPE,
+    shape=_SHAPE,
+    parameters=_or_null(_FREE),
+    data=_list({}),
 )
 _EXAMPLE: Json = {"inputs": [{"name": "image", "shape": [1, 64], "datatype": "FP32", "data": [0] * 64}]}
+_EVENT: Json = {**_object(("data",), data=_TEXT), "description": "`data` is a GenerateResponse or an Error, as JSON"}
+_PROMPT: Json = {"text_input": "Once upon a time", "parameters": {"max_tokens": 20}}
 _SCHEMAS: Json = {
     "Error": _object(("error",), error=_TEXT),
     "Live": _object(("live",), live=_FLAG),
@@ -116,13 +157,30 @@ _SCHEMAS: Json = {
         inputs=_list(_TENSOR_METADATA),
         outputs=_list(_TENSOR_METADATA),
     ),
+    "RepositoryIndexRequest": _object((), ready=_FLAG),
+    "ModelConfig": _object(
+        ("name", "platform", "max_batch_size", "input", "output"),
+        name=_TEXT,
+        platform=_TEXT,
+        max_batch_size={"type": "integer"},
+        input=_list(_TENSOR_CONFIG),
+        output=_list(_TENSOR_CONFIG),
+    ),
     "Statistics": _object(("model_stats",), model_stats=_list(_FREE)),
     "InferRequest": _object(
         ("inputs",),
-        id=_TEXT,
-        parameters=_FREE,
+        id=_or_null(_TEXT),
+        parameters=_or_null(_FREE),
         inputs=_list(_TENSOR),
-        outputs=_list(_object(("name",), name=_TEXT, parameters=_FREE)),
+        outputs=_or_null(_list(_object(("name",), name=_TEXT, parameters=_or_null(_FREE)))),
+    ),
+    "GenerateRequest": _object(("text_input",), id=_or_null(_TEXT), text_input=_TEXT, parameters=_or_null(_FREE)),
+    "GenerateResponse": _object(
+        ("model_name", "model_version", "text_output"),
+        id=_TEXT,
+        model_name=_TEXT,
+        model_version=_TEXT,
+        text_output=_TEXT,
     ),
     "InferResponse": _object(
         ("model_name", "outputs"),

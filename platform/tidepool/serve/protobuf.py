@@ -7,11 +7,12 @@ its request; FP16 has only the raw form, so an answer with an FP16 tensor is raw
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from google.protobuf.json_format import ParseDict  # type: ignore[import-untyped]
 
 from tidepool.errors import InvalidRequest
 from tidepool.recipe import DATATYPES
@@ -103,6 +104,27 @@ def model_metadata(document: Mapping[str, Any]) -> pb.ModelMetadataResponse:
         outputs=[pb.ModelMetadataResponse.TensorMetadata(**tensor) for tensor in document["outputs"]],
         properties={key: str(value) for key, value in document["parameters"].items()},
     )
+
+
+def model_config(document: Mapping[str, Any]) -> pb.ModelConfigResponse:
+    """The message of `triton.config`'s document."""
+    message = pb.ModelConfigResponse()
+    ParseDict({"config": document}, message)
+    return message
+
+
+def model_statistics(document: Mapping[str, Any]) -> pb.ModelStatisticsResponse:
+    """The message of `Dataplane.statistics`' document, as far as it has fields for it."""
+    message = pb.ModelStatisticsResponse()
+    ParseDict(document, message, ignore_unknown_fields=True)
+    return message
+
+
+def repository_index(entries: Sequence[Mapping[str, str]]) -> pb.RepositoryIndexResponse:
+    """The message of an index."""
+    message = pb.RepositoryIndexResponse()
+    ParseDict({"models": entries}, message)
+    return message
 
 
 def decode_parameters(parameters: Mapping[str, pb.InferParameter]) -> Parameters:

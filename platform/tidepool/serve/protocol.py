@@ -18,7 +18,9 @@ from tidepool.recipe import Signature, TensorSpec
 SERVER_NAME = "tidepool"
 PLATFORM = "tidepool_onnx"
 MOST_PRIORITY = 100
-EXTENSIONS = ("binary_tensor_data", "model_repository", "schedule_policy", "statistics")
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "schedule_policy", "statistics")
+OF_HTTP = ("binary_tensor_data",)
+"""Extensions that gRPC has no need of."""
 
 Parameters = Mapping[str, Any]
 Tensors = dict[str, npt.NDArray[Any]]

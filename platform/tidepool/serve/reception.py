@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,8 +12,10 @@ import grpc
 import grpc.aio
 
 from tidepool.errors import UnknownModel
+from tidepool.serve import protobuf, triton
 from tidepool.serve._pb2 import open_inference_pb2 as pb
 from tidepool.serve.grpc import CALLS, SERVICE, code_of, server_metadata
+from tidepool.serve.triton import Index
 
 APPLICATION = "application"
 """The metadata key that HAProxy routes by."""
@@ -57,6 +60,10 @@ def _about_a_model(name: str) -> Callable[[Any, Any, Any], Awaitable[Any]]:
 class Desk:
     """The calls about no model."""
 
+    def __init__(self, served: Callable[[], Index]) -> None:
+        """`served` lists the versions in service."""
+        self._served = served
+
     async def ServerLive(self, request: pb.ServerLiveRequest, grpc_context: Any) -> pb.ServerLiveResponse:
         """The server answers."""
         return pb.ServerLiveResponse(live=True)
@@ -69,12 +76,19 @@ class Desk:
         """Name, version and extensions of the server."""
         return server_metadata()
 
+    async def RepositoryIndex(
+        self, request: pb.RepositoryIndexRequest, grpc_context: Any
+    ) -> pb.RepositoryIndexResponse:
+        """The versions of all models."""
+        return protobuf.repository_index(triton.listed(await asyncio.to_thread(self._served), request.ready))
+
 
 class Reception(Desk):
     """The protocol's calls at the gateway."""
 
-    def __init__(self, address: str) -> None:
-        """`address` is `host:port` of the front end."""
+    def __init__(self, address: str, served: Callable[[], Index]) -> None:
+        """`address` is `host:port` of the front end; `served` lists the versions in service."""
+        super().__init__(served)
         self._address = address
         self._channel: Any = None
 
@@ -89,3 +103,5 @@ class Reception(Desk):
     ModelReady = _about_a_model("ModelReady")
     ModelMetadata = _about_a_model("ModelMetadata")
     ModelInfer = _about_a_model("ModelInfer")
+    ModelConfig = _about_a_model("ModelConfig")
+    ModelStatistics = _about_a_model("ModelStatistics")

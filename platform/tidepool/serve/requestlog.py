@@ -12,6 +12,7 @@ shape is.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import queue
@@ -28,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import fs
 
 from tidepool import storage
 from tidepool.errors import StorageError
@@ -53,6 +55,8 @@ class Record:
     digest: str
     inputs: Tensors
     rows: int
+    mask: Mask
+    """Of the version that answered."""
     outputs: Tensors = field(default_factory=dict)
     status: str = "ok"
     """`ok`, or the type of the error."""
@@ -70,6 +74,8 @@ class LogStatistics:
     dropped: int = 0
     """Records that found the queue full, or that couldn't be written."""
     files: int = 0
+    deleted: int = 0
+    """Files that were over the bound."""
 
 
 class RequestLog:
@@ -78,17 +84,20 @@ class RequestLog:
     def __init__(
         self,
         folder: str,
-        mask: Mask,
         percent: float,
         *,
+        kept_bytes: float = math.inf,
         rotate_bytes: int = 32 << 20,
         rotate_s: float = 60.0,
         max_bytes: int = 64 << 20,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """A file is written every `rotate_bytes` or `rotate_s`; at most `max_bytes` of records wait for the thread."""
-        self._folder, self._mask, self._percent, self._clock = folder, mask, percent, clock
-        self._rotate_bytes, self._rotate_s, self._max_bytes = rotate_bytes, rotate_s, max_bytes
+        """A file is written every `rotate_bytes` or `rotate_s`; at most `max_bytes` of records wait for the thread.
+        When the folder's files have more than `kept_bytes`, whoever wrote them, the oldest are deleted.
+        """
+        self._folder, self._percent, self._clock = folder, percent, clock
+        self._kept_bytes, self._rotate_bytes = kept_bytes, min(rotate_bytes, kept_bytes / 2)
+        self._rotate_s, self._max_bytes = rotate_s, max_bytes
         self._queue: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._waiting_bytes = 0
@@ -142,7 +151,7 @@ class RequestLog:
 
     def _masked(self, record: Record) -> pa.Table | None:
         try:
-            return to_table(record, self._mask)
+            return to_table(record)
         except Exception as error:  # whatever one record holds, the next must be written
             log.error("a record of the request log can't be written: %s", outline(error))
             self._drop(1)
@@ -161,13 +170,49 @@ class RequestLog:
             return
         self.statistics.files += 1
         self.statistics.written += len(tables)
+        try:
+            self.statistics.deleted += prune(self._folder, self._kept_bytes)
+        except StorageError as error:
+            log.error("the request log can't be kept within its bound: %s", error)
 
     def _drop(self, records: int) -> None:
         with self._lock:
             self.statistics.dropped += records
 
 
-def to_table(record: Record, mask: Mask) -> pa.Table:
+def prune(folder: str, kept_bytes: float) -> int:
+    """Delete the oldest files until the others have at most `kept_bytes`; returns how many went.
+
+    Raises:
+        StorageError: the folder can't be listed.
+    """
+    store, _ = storage.filesystem(folder)
+    files = logged_files(folder)
+    excess, deleted = sum(file.size for file in files) - kept_bytes, 0
+    for file in files:
+        if excess <= 0:
+            break
+        with contextlib.suppress(OSError):  # another replica was quicker
+            store.delete_file(file.path)
+            deleted += 1
+        excess -= file.size
+    return deleted
+
+
+def logged_files(folder: str) -> list[fs.FileInfo]:
+    """The files of a log, oldest first; their paths are for the filesystem of `folder`.
+
+    Raises:
+        StorageError: the folder can't be listed.
+    """
+    store, path = storage.filesystem(folder)
+    with storage.explained("list", folder):
+        found = store.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    files = [file for file in found if file.base_name.endswith(".parquet")]
+    return sorted(files, key=lambda file: file.path.split("/")[-2:])  # date=<day>, <time>-...: whatever the version
+
+
+def to_table(record: Record) -> pa.Table:
     """The rows of a request as they may be written."""
     rows = record.rows
     columns: dict[str, Any] = {
@@ -180,7 +225,7 @@ def to_table(record: Record, mask: Mask) -> pa.Table:
         "seconds": pa.array(np.full(rows, record.seconds)),
     }
     for side, tensors in (("in", record.inputs), ("out", record.outputs)):
-        for name, values in mask.tensors(tensors).items():
+        for name, values in record.mask.tensors(tensors).items():
             if len(values) == rows:
                 columns[f"{side}.{name}"] = _column(values)
     return pa.table(columns)

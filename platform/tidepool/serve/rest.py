@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import logging
 import math
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 import orjson
 
 from tidepool import errors
-from tidepool.errors import ClientGone, InvalidRequest, TidepoolError, UnknownModel
-from tidepool.serve import codecs, explaining
+from tidepool.errors import InvalidRequest, TidepoolError, UnknownModel
+from tidepool.serve import codecs, explaining, generating, triton
 from tidepool.serve.auth import EXPLAIN, INFER, READ, Keyring
 from tidepool.serve.body import Body, Receive, read_body, too_large
 from tidepool.serve.dataplane import Dataplane
+from tidepool.serve.masking import outline
+from tidepool.serve.presence import holding, stream, unless_gone
 from tidepool.serve.protocol import InferResponse
 from tidepool.serve.queueing import TryLater, try_later
 
@@ -28,6 +30,7 @@ Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 Answer = tuple[int, Headers, bytes]
 """Status, headers without the length, and body."""
+Stream = AsyncGenerator[bytes, None]
 
 STATUS: dict[type[TidepoolError], int] = {
     errors.TidepoolError: 500,
@@ -46,6 +49,7 @@ STATUS: dict[type[TidepoolError], int] = {
 
 JSON = (b"content-type", b"application/json")
 OCTETS = (b"content-type", b"application/octet-stream")
+EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 PNG = (b"content-type", b"image/png")
 BINARY_LENGTH = b"inference-header-content-length"
 
@@ -72,10 +76,13 @@ class ModelApp:
         if scope["type"] != "http":
             return
         try:
-            answer = await self._answer(scope, receive)
+            status, headers, body = await self._answer(scope, receive)
         except Exception as error:
-            answer = _failure(error, self._dataplane.model)
-        await respond(send, *answer)
+            status, headers, body = _failure(error, self._dataplane.model)
+        if isinstance(body, bytes):
+            await respond(send, status, headers, body)
+        else:
+            await stream(send, receive, headers, body)
 
     def enter(self, headers: Mapping[bytes, bytes], length: int, verb: str = INFER) -> str:
         """Let in a request to infer or to explain, by `verb`, that will be `length` bytes long, or 0 where that isn't
@@ -107,7 +114,7 @@ class ModelApp:
         except Exception as error:
             return _failure(error, self._dataplane.model)
 
-    async def _answer(self, scope: Scope, receive: Receive) -> Answer:
+    async def _answer(self, scope: Scope, receive: Receive) -> Answer | tuple[int, Headers, Stream]:
         path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
         match path.split("/")[1:]:
             case ["infer"]:
@@ -118,6 +125,10 @@ class ModelApp:
                 return await self._infer(scope, receive, None, EXPLAIN)
             case ["versions", version, "explain"]:
                 return await self._infer(scope, receive, version, EXPLAIN)
+            case ["generate" | "generate_stream" as way]:
+                return await self._generate(scope, receive, None, way)
+            case ["versions", version, "generate" | "generate_stream" as way]:
+                return await self._generate(scope, receive, version, way)
             case ["ready"]:
                 return self._ready(scope, None)
             case ["versions", version, "ready"]:
@@ -126,6 +137,10 @@ class ModelApp:
                 return await self._told(scope, self._metadata, None)
             case ["versions", version]:
                 return await self._told(scope, self._metadata, version)
+            case ["config"]:
+                return await self._told(scope, self._config, None)
+            case ["versions", version, "config"]:
+                return await self._told(scope, self._config, version)
             case ["stats"]:
                 return await self._told(scope, self._statistics, None)
             case ["versions", version, "stats"]:
@@ -136,14 +151,13 @@ class ModelApp:
         if scope["method"] != "POST":
             return _wrong_method(b"POST")
         headers = dict(scope["headers"])
-        declared = headers.get(b"content-length", b"0")
-        key = self.enter(headers, int(declared) if declared.isdigit() else 0, verb)
+        key = self.enter(headers, _declared(headers), verb)
         try:
             body = await read_body(headers, receive, self._max_body_bytes)
             if verb == EXPLAIN:
-                return await _unless_gone(self._explain(headers, body, version, key), receive)
+                return await unless_gone(self._explain(headers, body, version, key), receive)
             answering = self.infer(headers, body, version, key)
-            return await (_unless_gone(answering, receive) if self._dataplane.is_busy else answering)
+            return await (unless_gone(answering, receive) if self._dataplane.is_busy else answering)
         finally:
             self.leave()
 
@@ -154,6 +168,26 @@ class ModelApp:
         if PNG[1] in headers.get(b"accept", b""):
             return 200, [PNG], explained.picture()
         return _encoded(explained.response(self._dataplane.model))
+
+    async def _generate(
+        self, scope: Scope, receive: Receive, version: str | None, way: str
+    ) -> Answer | tuple[int, Headers, Stream]:
+        if scope["method"] != "POST":
+            return _wrong_method(b"POST")
+        headers = dict(scope["headers"])
+        self.enter(headers, _declared(headers))
+        try:
+            prompt = generating.decode(await read_body(headers, receive, self._max_body_bytes))
+            async with contextlib.AsyncExitStack() as hold:
+                await hold.enter_async_context(self._dataplane.held())
+                what = self._dataplane.model, self._dataplane.choose(version), prompt
+                if way == "generate":
+                    return 200, [JSON], await unless_gone(self._dataplane.generating.whole(*what), receive)
+                # From here on it is bounded, and let go of, as a generation.
+                events = await unless_gone(self._dataplane.generating.stream(*what), receive)
+                return 200, [EVENTS], holding(hold.pop_all(), events)
+        finally:
+            self.leave()
 
     def _ready(self, scope: Scope, version: str | None) -> Answer:
         if scope["method"] not in ("GET", "HEAD"):
@@ -177,6 +211,9 @@ class ModelApp:
     async def _statistics(self, version: str | None) -> dict[str, Any]:
         return self._dataplane.statistics(version)
 
+    async def _config(self, version: str | None) -> dict[str, Any]:
+        return triton.config(await self._metadata(version))
+
     def _authorize(self, headers: Mapping[bytes, bytes], verb: str) -> str:
         """The id of the caller's key, which is good for `verb`; empty where none is needed."""
         if self._keyring is None:
@@ -185,31 +222,15 @@ class ModelApp:
         return self._keyring.check(text.decode("latin-1").strip(), self._dataplane.model, verb).id
 
 
-async def _unless_gone(answering: Coroutine[Any, Any, Answer], receive: Receive) -> Answer:
-    """The answer, unless the client goes away first: then its request gives up its place.
-
-    Raises:
-        ClientGone: it went away.
-    """
-    answer, gone = asyncio.ensure_future(answering), asyncio.ensure_future(_disconnected(receive))
-    try:
-        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            raise ClientGone("the client went away before its answer was there")
-        return answer.result()
-    finally:
-        answer.cancel()
-        gone.cancel()
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+def _declared(headers: Mapping[bytes, bytes]) -> int:
+    """The length that a body is said to have, or 0."""
+    declared = headers.get(b"content-length", b"0")
+    return int(declared) if declared.isdigit() else 0
 
 
 def _failure(error: Exception, model: str) -> Answer:
     if not isinstance(error, TidepoolError):
-        log.error("answering for %s failed", model, exc_info=error)
+        log.error("answering for %s failed: %s", model, outline(error))
         return 500, [JSON], error_body(f"the model failed: {type(error).__name__}")
     status, headers = status_of(error), [JSON]
     if status == 401:

@@ -23,6 +23,7 @@ from tidepool.serve.rest import JSON, ModelApp, Scope, Send, respond
 from tidepool.serve.scale import Scale
 from tidepool.serve.shelf import Shelf
 from tidepool.serve.tenant import Tenant
+from tidepool.serve.triton import Index
 from tidepool.spec import ServeSpec
 
 log = logging.getLogger(__name__)
@@ -36,8 +37,8 @@ class Door:
     tenant: Tenant
     app: ModelApp
     servicer: Servicer
-    following: asyncio.Task[None]
-    """Of its table of versions."""
+    tasks: tuple[asyncio.Task[None], ...]
+    """That follow its table of versions, and report what was seen of canary and shadow."""
 
 
 class Shared:
@@ -55,7 +56,7 @@ class Shared:
         except ClusterError:
             revision = 0  # so that those that are missing are tried again
         self._following = asyncio.create_task(versions.follow(versions.SHARED, self._apply, revision))
-        grpc.answer_with(self, SharedServicer(self._servicer))
+        grpc.answer_with(self, SharedServicer(self._servicer, gateway.served_models))
         # What is here now stays: the collector, which stops everything, needn't look at it again and again.
         gc.collect()
         gc.freeze()
@@ -67,6 +68,11 @@ class Shared:
         """Serve calls this every few seconds and replaces a replica in which it raises."""
         if self._following.done():
             self._following.result()
+
+    def __del__(self) -> None:
+        """Serve calls this when the replica ends."""
+        for door in self._doors.values():
+            door.tenant.host.traffic.close()
 
     def _servicer(self, name: str) -> Servicer | None:
         door = self._doors.get(name)
@@ -99,8 +105,11 @@ class Shared:
         await tenant.apply(value)
         host = tenant.host
         app = ModelApp(tenant, keyring, host.max_body_bytes, host.max_in_air)
-        following = asyncio.create_task(versions.follow(topic, tenant.apply, revision))
-        self._doors[name] = Door(spec, tenant, app, Servicer(tenant, keyring, host.max_body_bytes), following)
+        tasks = (
+            asyncio.create_task(versions.follow(topic, tenant.apply, revision)),
+            asyncio.create_task(versions.report(name, host.traffic.news)),
+        )
+        self._doors[name] = Door(spec, tenant, app, Servicer(tenant, keyring, host.max_body_bytes), tasks)
         shortcut.publish(f"{gateway.MODEL_PREFIX}{name}", app)
         if spec.prewarm:
             async with tenant.held():
@@ -109,8 +118,10 @@ class Shared:
     def _leave(self, name: str) -> None:
         shortcut.unpublish(f"{gateway.MODEL_PREFIX}{name}")
         door = self._doors.pop(name)
-        door.following.cancel()
+        for task in door.tasks:
+            task.cancel()
         self._shelf.forget(door.tenant)
+        door.tenant.host.traffic.close()
 
     async def _admission(self, auth: str) -> Admission:
         if auth not in self._admissions:
@@ -155,9 +166,12 @@ def _about_a_model(name: str) -> Callable[[Any, Any, Any], Awaitable[Any]]:
 class SharedServicer(Desk):
     """The protocol's calls for all models of a replica: each goes to the servicer of the model that it names."""
 
-    def __init__(self, servicer: Callable[[str], Servicer | None]) -> None:
+    def __init__(self, servicer: Callable[[str], Servicer | None], served: Callable[[], Index]) -> None:
+        super().__init__(served)
         self.servicer = servicer
 
     ModelReady = _about_a_model("ModelReady")
     ModelMetadata = _about_a_model("ModelMetadata")
     ModelInfer = _about_a_model("ModelInfer")
+    ModelConfig = _about_a_model("ModelConfig")
+    ModelStatistics = _about_a_model("ModelStatistics")

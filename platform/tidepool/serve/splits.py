@@ -18,6 +18,15 @@ def place(key: str, salt: str) -> float:
     return int.from_bytes(digest, "big") / 2**64 * 100
 
 
+@dataclass(frozen=True)
+class Share:
+    """What a canary or a shadow has of a model's traffic, since when (seconds since the epoch)."""
+
+    version: str
+    percent: float
+    since: float
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """What becomes of one request."""

@@ -9,6 +9,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+NOT_MEASURED = ("queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
+"""Parts of a request's time that Triton tells apart, and its clients expect to find."""
+
 
 @dataclass(slots=True)
 class Counts:
@@ -48,5 +51,7 @@ class Counts:
             "inference_stats": {
                 "success": {"count": self.requests, "ns": self.answering_ns},
                 "fail": {"count": self.failures, "ns": self.failing_ns},
+                **{part: {"count": 0, "ns": 0} for part in NOT_MEASURED},
             },
+            "batch_stats": [],
         }

@@ -11,10 +11,12 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tidepool.errors import ModelNotFound, TidepoolError
+from tidepool.serve.splits import Share
+from tidepool.serve.watching import News, Watches, conclude
 from tidepool.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -26,6 +28,8 @@ SHARED = "shared"
 """The topic of the models that share replicas; every other topic is `model:<name>`."""
 POLL_S = 5.0
 """Seconds between two looks at the registry for moves that nobody announced."""
+REPORT_S = 1.0
+"""Seconds between two reports of a replica on its canary and shadow."""
 HOLD_S = 30.0
 """Seconds after which a long poll without news is answered all the same."""
 
@@ -41,15 +45,20 @@ class Entry:
 
 @dataclass(frozen=True)
 class VersionTable:
-    """The versions of a model that replicas keep loaded: the champion, its predecessor and the challenger."""
+    """The versions of a model that replicas keep loaded: the champion, its predecessor, the challenger, and those that
+    have a share of the traffic.
+    """
 
     champion: str
     entries: tuple[Entry, ...]
+    shares: dict[str, Share] = field(default_factory=dict)
+    """Of `canary` and `shadow`, where there is one."""
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> VersionTable:
         """The inverse of `dataclasses.asdict`."""
-        return cls(document["champion"], tuple(Entry(**entry) for entry in document["entries"]))
+        shares = {alias: Share(**share) for alias, share in document["shares"].items()}
+        return cls(document["champion"], tuple(Entry(**entry) for entry in document["entries"]), shares)
 
 
 def read_table(settings: Settings, model: str) -> VersionTable:
@@ -59,19 +68,24 @@ def read_table(settings: Settings, model: str) -> VersionTable:
         ModelNotFound: no such model, or it has no champion.
     """
     from tidepool.registry.client import Registry
+    from tidepool.registry.entities import CANARY, SHADOW
 
     registry = Registry(settings.registry, settings.storage("artifacts"))
-    champion = registry.version(model, "champion")
-    others: list[int | str] = [*registry.history(model, "champion")[:-1][-1:], "challenger"]
+    registered, before = registry.model(model), registry.history(model, "champion")[:-1][-1:]
+    champion = registered.version()
     versions = {champion.version: champion}
+    others: list[int | str] = [*before, "challenger", CANARY, SHADOW]
     for other in others:
-        try:
-            found = registry.version(model, other)
-        except ModelNotFound:
-            continue
-        versions[found.version] = found
+        with contextlib.suppress(ModelNotFound):
+            found = registered.version(other)
+            versions[found.version] = found
     entries = tuple(Entry(str(v.version), v.uri, v.digest) for v in versions.values())
-    return VersionTable(str(champion.version), entries)
+    shares = {alias: share for alias in (CANARY, SHADOW) if (share := registered.share(alias))}
+    return VersionTable(
+        str(champion.version),
+        entries,
+        {alias: Share(str(share.version), share.percent, share.at) for alias, share in shares.items()},
+    )
 
 
 def read_topic(settings: Settings, topic: str) -> Any:
@@ -94,8 +108,9 @@ class TableKeeper:
     """The actor's class. A topic's revision goes up by one with each change of its value."""
 
     def __init__(self, read: Callable[[str], Any] | None = None, poll_s: float = POLL_S) -> None:
-        settings = Settings()
+        settings = self._settings = Settings()
         self._read = read or (lambda topic: read_topic(settings, topic))
+        self._watches = Watches()
         self._poll_s = poll_s
         self._values: dict[str, tuple[int, Any]] = {}
         self._notes: dict[str, str] = {}
@@ -138,6 +153,23 @@ class TableKeeper:
         """What an application was deployed as, if this actor has seen it."""
         return self._notes.get(application)
 
+    async def report(self, model: str, news: list[News]) -> None:
+        """Count what a replica has seen of canary and shadow; promote the canary, or end it, if that decides it."""
+        for one in news:
+            verdict = self._watches.see(model, one)
+            if verdict is None:
+                continue
+            try:
+                await asyncio.to_thread(conclude, self._settings, model, one.share, verdict)
+            except TidepoolError as error:
+                log.warning("canary %s of %s can't be concluded: %s", one.share.version, model, error)
+                self._watches.reopen(model, one.alias)
+            await self.refresh(f"model:{model}")
+
+    def watched(self, model: str) -> dict[str, Any]:
+        """What all replicas together have seen of a model's canary and shadow."""
+        return self._watches.to_json(model)
+
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self._poll_s)
@@ -166,6 +198,17 @@ def keeper() -> Any:
     return ray.remote(TableKeeper).options(**options).remote()
 
 
+def watched(name: str) -> dict[str, Any]:
+    """What all replicas together have seen of a model's canary and shadow; nothing if nobody serves it."""
+    import ray
+
+    try:
+        actor = ray.get_actor(NAME, namespace=NAMESPACE)
+    except ValueError:
+        return {}
+    return dict(ray.get(actor.watched.remote(name)))
+
+
 async def follow(topic: str, apply: Callable[[Any], Awaitable[None]], revision: int = 0, retry_s: float = 1.0) -> None:
     """Hold a long poll on a topic and `apply` each new value, for ever; a failure is logged and tried again."""
     wait_s = retry_s
@@ -182,3 +225,15 @@ async def follow(topic: str, apply: Callable[[Any], Awaitable[None]], revision: 
             revision = 0
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_RETRY_S)
+
+
+async def report(model: str, news: Callable[[], list[News]], every_s: float = REPORT_S) -> None:
+    """Tell the keeper what was seen of canary and shadow, for ever; what can't be told is lost, and logged."""
+    while True:
+        await asyncio.sleep(every_s)
+        seen = news()
+        try:
+            if seen:
+                await keeper().report.remote(model, seen)
+        except Exception as error:
+            log.warning("what was seen of %s can't be reported: %s", model, error)
