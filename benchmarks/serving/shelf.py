@@ -167,7 +167,9 @@ def report(running: Cluster, names: list[str], crowd: list[Client], seconds: flo
     p50, p99 = (percentile(latencies, share) * 1e3 for share in (0.5, 0.99))
     load_ms = sum(shelf["load_s"] for shelf in shelves) / loads * 1e3
     print(f"{len(latencies)} answers, {len(failures)} failed or wrong {failures[:3]}")
-    print(f"hit rate {hits / (hits + loads):.1%}, {loads} loads of {load_ms:.1f} ms, {evictions} evictions")
+    found, waits = hits / len(latencies), 1 - (hits + loads) / len(latencies)
+    print(f"{found:.1%} found their model in memory, {waits:.1%} waited for another's load")
+    print(f"{loads} loads of {load_ms:.1f} ms, {evictions} evictions")
     print(f"p50 {p50:.1f} ms, p99 {p99:.1f} ms, {len(latencies) / seconds:.0f} requests/s")
     print(f"{shelves[0]['all_bytes'] / 1e6:.1f} of {shelves[0]['budget_bytes'] / 1e6:.1f} MB in use")
     print(f"a model added under load after {added_s:.1f} s")

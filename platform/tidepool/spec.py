@@ -16,15 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tidepool.errors import SpecError
 
@@ -128,9 +120,7 @@ class ExportSpec(Section):
     format: Literal["onnx"] = Field("onnx", description="Format that the execution engine loads.")
     max_metric_drop: float = Field(0.01, ge=0, description="Largest loss in any gated metric through export.")
     parity_tolerance: float = Field(
-        1e-3,
-        gt=0,
-        description="Largest absolute difference between batch path and served path on golden rows.",
+        1e-3, gt=0, description="Largest absolute difference between batch path and served path on golden rows."
     )
 
 

@@ -33,8 +33,8 @@ pytestmark = pytest.mark.cluster
 class Service:
     """Digits in service."""
 
-    def __init__(self, settings: Settings, port: int) -> None:
-        self.port, self.key = port, settings.cli_key_file.read_text()
+    def __init__(self, settings: Settings, port: int, url: str) -> None:
+        self.port, self.url, self.key = port, url, settings.cli_key_file.read_text()
 
     def infer(self, model: str = "digits", key: str | None = None, rows: int = 1, **metadata: str) -> Any:
         image = {"image": np.zeros((rows, 64), np.float32)}
@@ -62,7 +62,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         try:
             subprocess.run([sys.executable, __file__], check=True, timeout=240)
             assert ports.grpc is not None
-            yield Service(settings, ports.grpc)
+            yield Service(settings, ports.grpc, f"http://127.0.0.1:{ports.http}")
         finally:
             local.down(settings)
 
@@ -100,10 +100,29 @@ def test_a_model_that_is_not_served_is_not_found(digits: Service) -> None:
 
 
 def test_the_conformance_suite_passes(digits: Service, capsys: pytest.CaptureFixture[str]) -> None:
-    header = f"Authorization: Bearer {digits.key}"
-    arguments = ["--grpc", f"127.0.0.1:{digits.port}", "--model", "digits", "--header", header, "--json"]
-    assert conformance(arguments) == 0
-    assert [outcome for outcome in json.loads(capsys.readouterr().out) if outcome["verdict"] == "fail"] == []
+    assert broken_rules(digits, capsys, "digits") == []
+
+
+def test_a_model_that_shares_its_replica_passes_it_too(
+    digits: Service, make_artifact: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry = Registry(Settings().registry, Settings().storage("artifacts"))
+    artifact = open_artifact(str(make_artifact(3, name="small", serve={"placement": "shared"})))
+    registry.promote("small", registry.register(artifact).version)
+    subprocess.run([sys.executable, __file__, "small"], check=True, timeout=240)
+    standard, named = digits.infer("small"), digits.infer("small", application="small")
+    assert standard.raw_output_contents == named.raw_output_contents != digits.infer().raw_output_contents
+    assert digits.refusal(model="nonsense") == ("NOT_FOUND", "no such model is served. Seen: nonsense.")
+    assert broken_rules(digits, capsys, "small", digits.url) == []
+
+
+def broken_rules(service: Service, capsys: pytest.CaptureFixture[str], model: str, *url: str) -> list[dict[str, Any]]:
+    """The rules of the conformance suite that a model's service doesn't keep."""
+    header = f"Authorization: Bearer {service.key}"
+    conformance([*url, "--grpc", f"127.0.0.1:{service.port}", "--model", model, "--header", header, "--json"])
+    outcomes = json.loads(capsys.readouterr().out)
+    assert outcomes
+    return [outcome for outcome in outcomes if outcome["verdict"] == "fail"]
 
 
 def free_ports(count: int) -> list[int]:

@@ -172,6 +172,13 @@ def test_small_models_share_a_replica(service: Service, make_artifact: Callable[
         stats = httpx.get(f"{service.url}/v2/models/{name}/stats", headers={"x-api-key": service.key}).json()
         assert (stats["shelf"]["loads"], stats["shelf"]["hits"]) == (1, 1)
     assert service.ask("red", key="wrong").status_code == 401
+    second = service.registry.register(open_artifact(str(make_artifact(2, name="red")))).version
+    service.registry.shift("red", second, "canary", 50)
+    announce("red")
+    keyed = [{**ZEROS, "parameters": {"key": f"c{n}"}} for n in range(20)]
+    _await(lambda: {service.ask("red", json=body).json()["model_version"] for body in keyed} == {"1", "2"})
+    explain = {"headers": {"x-api-key": service.key}, "json": ZEROS}
+    assert httpx.post(f"{service.url}/v2/models/blue/explain", **explain).json()["model_name"] == "blue"
     index = httpx.post(f"{service.url}/v2/repository/index").json()
     assert {"red", "blue"} <= {model["name"] for model in index}
     app.undeploy(service.settings, "red")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,34 @@ class Steps:
         plane = Dataplane("letters")
         plane.flip(Lineup("1", {"1": replace(dataplane.choose(None), generate=self)}))
         return plane
+
+
+class Borrowed(Dataplane):
+    """A model that is in memory for as long as somebody holds it."""
+
+    holders = 0
+
+    @contextlib.asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        self.holders += 1
+        try:
+            yield
+        finally:
+            self.holders -= 1
+
+
+@pytest.mark.parametrize("way", ["generate", "generate_stream"])
+def test_a_model_is_held_until_its_last_piece(dataplane: Dataplane, way: str) -> None:
+    plane, holders = Borrowed("letters"), []
+
+    def count(text: str, parameters: Any) -> Generator[str, None, None]:
+        for _ in range(3):
+            holders.append(plane.holders)
+            yield "a"
+
+    plane.flip(Lineup("1", {"1": replace(dataplane.choose(None), generate=count)}))
+    assert post(plane, way, text_input="t").status_code == 200
+    assert (holders, plane.holders) == ([1, 1, 1], 0)
 
 
 def test_a_failure_in_the_middle_is_the_last_event(dataplane: Dataplane) -> None:

@@ -1,7 +1,7 @@
 """A model that shares its replica with others: in memory from the first request on, until others need the room.
 
 All versions of its table are loaded and put away together, so that a canary, a promotion or a rollback is as quick as
-for a model with replicas of its own. What they have done and what their batches cost outlives their being put away.
+for a model with replicas of its own. What they have done is remembered when they are put away.
 """
 
 from __future__ import annotations
