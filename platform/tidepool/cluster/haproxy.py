@@ -29,6 +29,20 @@ sed -i -e 's/bind :@METRICS@$/bind 127.0.0.1:@METRICS@/' \
     http-request wait-for-body time 10s at-least 256 if names_a_model !is_routed\
     http-request set-header application %[req.body,bytes(5),protobuf(1)] if names_a_model !is_routed !is_compressed' \
     "$config"
+awk -v gateway="$gateway" '
+    /^[a-z]/ { section = $1 == "backend" ? $2 : ""; kind = substr(section, 1, 5); name = substr(section, 6) }
+    NR == FNR {
+        if (kind == "http-" && $1 != "backend" && $NF != "backup") servers[name] = servers[name] $0 "\n"
+        if (kind == "grpc-" && $NF == "backup") spare[name] = $2 " " $3 " proto h2 no-check track " section "/" $2
+        next
+    }
+    $1 == "use_backend" && $2 ~ /^grpc-/ && $2 != gateway && (name = substr($2, 6)) in servers {
+        print "    use_backend infer-" name " if is_grpc-" name " { path @INFERENCE@ModelInfer }"
+        added = added "backend infer-" name "\n" servers[name]
+        if (name in spare) added = added "    server " spare[name] " backup\n"
+    }
+    { print }
+    END { printf "%s", added }' "$config" "$config" > "$config.new" && mv "$config.new" "$config"
 [ -n "$gateway" ] && sed -i -e "s/default_backend default_grpc_backend$/default_backend $gateway/" "$config"
 exec '@BINARY@' "$@"
 """
@@ -58,6 +72,8 @@ def program(run: Path, binary: Path, block: Block) -> Path:
     - Metrics and statistics listen on loopback: Serve opens both to every interface, without a password.
     - No log line for each request; what went wrong is still logged.
     - Its own errors have the protocol's one shape.
+    - Calls to infer go to the replicas' HTTP ports (`serve.grpclane`): their gRPC servers take three times as long for
+      them. Where no replica is up they go to Serve's gRPC proxy, as before, which waits for one.
     - gRPC calls that don't name their application, as those of standard clients, get the model that their message
       names. Calls about no model go to the gateway; so do those about a model that isn't there, and compressed
       messages, which HAProxy can't read.
