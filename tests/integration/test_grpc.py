@@ -36,16 +36,33 @@ class Service:
     def __init__(self, settings: Settings, port: int, url: str) -> None:
         self.port, self.url, self.key = port, url, settings.cli_key_file.read_text()
 
-    def infer(self, model: str = "digits", key: str | None = None, rows: int = 1, **metadata: str) -> Any:
+    def message(self, model: str = "digits", rows: int = 1, raw: bool = True, outputs: Any = ()) -> bytes:
         image = {"image": np.zeros((rows, 64), np.float32)}
-        message = protobuf.encode_request(image, {"image": "FP32"}, model=model, raw=True)
-        sent = {"authorization": f"Bearer {self.key if key is None else key}", **metadata}
-        return self.call(f"/{SERVICE}/ModelInfer", message.SerializeToString(), pb.ModelInferResponse, sent)
+        message = protobuf.encode_request(image, {"image": "FP32"}, model=model, raw=raw)
+        message.MergeFrom(pb.ModelInferRequest(outputs=outputs))
+        return bytes(message.SerializeToString())
 
-    def call(self, path: str, message: bytes, answer: Any, metadata: dict[str, str]) -> Any:
-        with grpc.insecure_channel(f"127.0.0.1:{self.port}") as channel:
+    def infer(
+        self,
+        model: str = "digits",
+        key: str | None = None,
+        rows: int = 1,
+        raw: bool = True,
+        outputs: Any = (),
+        timeout: float = 60.0,
+        compression: Any = None,
+        **metadata: str,
+    ) -> Any:
+        message = self.message(model, rows, raw, outputs)
+        sent = {"authorization": f"Bearer {self.key if key is None else key}", **metadata}
+        options = {"timeout": timeout, "compression": compression}
+        return self.call(f"/{SERVICE}/ModelInfer", message, pb.ModelInferResponse, sent, **options)
+
+    def call(self, path: str, message: bytes, answer: Any, metadata: dict[str, str], **options: Any) -> Any:
+        unlimited = [("grpc.max_receive_message_length", -1)]
+        with grpc.insecure_channel(f"127.0.0.1:{self.port}", unlimited) as channel:
             call = channel.unary_unary(path, response_deserializer=getattr(answer, "FromString", None))
-            return call(message, metadata=tuple(metadata.items()), timeout=60)
+            return call(message, metadata=tuple(metadata.items()), **{"timeout": 60, **options})
 
     def refusal(self, **options: Any) -> tuple[str, str]:
         with pytest.raises(grpc.RpcError) as refused:
@@ -97,6 +114,31 @@ def test_keys_are_checked_on_this_port_as_well(digits: Service) -> None:
 def test_a_model_that_is_not_served_is_not_found(digits: Service) -> None:
     assert digits.refusal(model="nonsense") == ("NOT_FOUND", "no such model is served. Seen: nonsense.")
     assert digits.refusal(model="nonsense", application="nonsense")[0] == "NOT_FOUND"
+
+
+@pytest.mark.parametrize("metadata", [{}, {"application": "digits"}])
+def test_calls_to_infer_keep_grpcs_rules(digits: Service, metadata: dict[str, str]) -> None:
+    typed = digits.infer(raw=False, **metadata)
+    assert list(typed.outputs[0].contents.int64_contents) == [7]
+    packed = digits.infer(compression=grpc.Compression.Gzip, **metadata)
+    assert np.frombuffer(packed.raw_output_contents[0], np.int64).tolist() == [7]
+    large = digits.infer(rows=100_000, **metadata)  # 26 MB there, 5 MB back
+    assert [len(data) for data in large.raw_output_contents] == [800_000, 4_000_000]
+    code, details = digits.refusal(outputs=[{"name": "é%"}], **metadata)
+    assert (code, "Seen: é%." in details) == ("INVALID_ARGUMENT", True)
+    assert digits.refusal(timeout=1e-3, rows=100_000, **metadata)[0] == "DEADLINE_EXCEEDED"
+
+
+def test_calls_share_a_connection(digits: Service) -> None:
+    message, sent = digits.message(), (("authorization", f"Bearer {digits.key}"),)
+    with grpc.insecure_channel(f"127.0.0.1:{digits.port}") as channel:
+        call = channel.unary_unary(f"/{SERVICE}/ModelInfer", response_deserializer=pb.ModelInferResponse.FromString)
+        pending = [call.future(message, metadata=sent, timeout=60) for _ in range(64)]
+        for future in pending[::8]:
+            future.cancel()
+        kept = [future for at, future in enumerate(pending) if at % 8]
+        assert {answer.result().model_name for answer in kept} == {"digits"}
+    assert digits.infer().model_name == "digits"
 
 
 def test_the_conformance_suite_passes(digits: Service, capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,10 +74,33 @@ frontend h
     bind *:8000
 frontend g
     bind *:8001 proto h2
+    acl is_grpc-digits req.hdr(application) -m str digits
+    use_backend grpc-digits if is_grpc-digits
     acl is_grpc-gateway req.hdr(application) -m str gateway
+    use_backend grpc-gateway if is_grpc-gateway
     default_backend default_grpc_backend
+backend http-digits
+    option httpchk GET /-/healthz
+    server a 127.0.0.1:1 check
+    server spare 127.0.0.1:2 check backup
+backend http-gateway
+    server c 127.0.0.1:3 check
+backend grpc-digits
+    server a 127.0.0.1:4 proto h2 check
+    server spare 127.0.0.1:5 proto h2 check backup
 listen stats
   bind *:{stats}
+"""
+INFERS = """    acl is_grpc-digits req.hdr(application) -m str digits
+    use_backend infer-digits if is_grpc-digits { path /inference.GRPCInferenceService/ModelInfer }
+    use_backend grpc-digits if is_grpc-digits
+    acl is_grpc-gateway req.hdr(application) -m str gateway
+    use_backend grpc-gateway if is_grpc-gateway
+"""
+INFER = """backend infer-digits
+    option httpchk GET /-/healthz
+    server a 127.0.0.1:1 check
+    server spare 127.0.0.1:5 proto h2 no-check track grpc-digits/spare backup
 """
 
 
@@ -114,6 +137,11 @@ def test_haproxy_logs_failures_alone_and_tells_of_them_in_json(config: str) -> N
 def test_haproxy_finds_the_model_of_a_call_and_sends_the_others_to_the_gateway(config: str) -> None:
     assert "set-header application %[req.body,bytes(5),protobuf(1)]" in config
     assert "default_backend grpc-gateway" in config
+
+
+def test_haproxy_passes_calls_to_infer_on_to_the_http_ports_of_a_models_replicas(config: str) -> None:
+    assert INFERS in config
+    assert config.endswith(INFER)
 
 
 def test_sockets_go_into_the_home() -> None:

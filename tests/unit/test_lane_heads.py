@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tidepool.serve.lane import END, plain
+from tidepool.serve.heads import END
+from tidepool.serve.lane import plain
 
 LINE = b"POST /v2/models/m/infer HTTP/1.1\r\n"
 

@@ -23,6 +23,9 @@ sed -i -e 's/bind :@METRICS@$/bind 127.0.0.1:@METRICS@/' \
     -e 's/bind \*:@STATS@$/bind 127.0.0.1:@STATS@/' \
     -e 's/^    option httplog$/&\n    option dontlog-normal/' \
     -e 's#^\( *errorfile 50[234]\) .*#\1 @UNAVAILABLE@#' \
+    -e '/^frontend http_frontend/,/^ *bind/s#^ *bind .*#&\
+    http-request wait-for-body time 10s if METH_POST\
+    errorfile 408 @SLOW@#' \
     -e '/proto h2$/a\
     acl names_a_model path_beg @INFERENCE@Model\
     acl is_routed req.hdr(application) -m found\
@@ -30,6 +33,20 @@ sed -i -e 's/bind :@METRICS@$/bind 127.0.0.1:@METRICS@/' \
     http-request wait-for-body time 10s at-least 256 if names_a_model !is_routed\
     http-request set-header application %[req.body,bytes(5),protobuf(1)] if names_a_model !is_routed !is_compressed' \
     "$config"
+awk -v gateway="$gateway" '
+    /^[a-z]/ { section = $1 == "backend" ? $2 : ""; kind = substr(section, 1, 5); name = substr(section, 6) }
+    NR == FNR {
+        if (kind == "http-" && $1 != "backend" && $NF != "backup") servers[name] = servers[name] $0 "\n"
+        if (kind == "grpc-" && $NF == "backup") spare[name] = $2 " " $3 " proto h2 no-check track " section "/" $2
+        next
+    }
+    $1 == "use_backend" && $2 ~ /^grpc-/ && $2 != gateway && (name = substr($2, 6)) in servers {
+        print "    use_backend infer-" name " if is_grpc-" name " { path @INFERENCE@ModelInfer }"
+        added = added "backend infer-" name "\n" servers[name]
+        if (name in spare) added = added "    server " spare[name] " backup\n"
+    }
+    { print }
+    END { printf "%s", added }' "$config" "$config" > "$config.new" && mv "$config.new" "$config"
 grpc='default_backend default_grpc_backend$'
 [ -n "$shared" ] && sed -i -e "s/^ *$grpc/    use_backend $shared if is_routed\n&/" "$config"
 [ -n "$gateway" ] && sed -i -e "s/$grpc/default_backend $gateway/" "$config"
@@ -39,6 +56,8 @@ exec '@BINARY@' "$@"
 
 NO_REPLICA = b'{"error": "no replica answers. Remedy: try again in a moment."}'
 """What HAProxy says where it finds none."""
+NO_BODY = b'{"error": "the request stopped in the middle. Seen: 10 s without its end. Remedy: send it at once."}'
+"""What it says to who announces a body and doesn't send it."""
 
 
 def binary() -> Path | None:
@@ -61,20 +80,22 @@ def program(run: Path, binary: Path, block: Block) -> Path:
     - Metrics and statistics listen on loopback: Serve opens both to every interface, without a password.
     - No log line for each request; what went wrong is still logged.
     - Its own errors have the protocol's one shape.
+    - A request goes to a replica when all of it is here, or as much as fits HAProxy's buffer: one that went in pieces
+      couldn't be sent again to another replica if the first one dies with it.
+    - Calls to infer go to the replicas' HTTP ports (`serve.grpclane`): their gRPC servers take three times as long for
+      them. Where no replica is up they go to Serve's gRPC proxy, as before, which waits for one.
     - gRPC calls that don't name their application, as those of standard clients, get the model that their message
       names; if that has no application of its own, it is for the shared models' one to answer. Calls about no model go
       to the gateway; so do compressed messages, which HAProxy can't read, and where no model is shared those about one
       that isn't there.
     """
-    page = run / "unavailable.http"
-    headers = ("content-type: application/json", "retry-after: 1", f"content-length: {len(NO_REPLICA)}")
-    page.write_bytes("\r\n".join(("HTTP/1.1 503 Service Unavailable", *headers, "", "")).encode() + NO_REPLICA)
     replaced = {
         "METRICS": block["haproxy_metrics"],
         "STATS": block["haproxy_stats"],
         "INFERENCE": INFERENCE,
         "BINARY": binary,
-        "UNAVAILABLE": page,
+        "UNAVAILABLE": _page(run / "unavailable.http", "503 Service Unavailable", NO_REPLICA),
+        "SLOW": _page(run / "slow.http", "408 Request Timeout", NO_BODY),
     }
     text = SCRIPT
     for name, value in replaced.items():
@@ -83,3 +104,9 @@ def program(run: Path, binary: Path, block: Block) -> Path:
     script.write_text(text)
     script.chmod(0o700)
     return script
+
+
+def _page(file: Path, status: str, body: bytes) -> Path:
+    headers = ("content-type: application/json", "retry-after: 1", f"content-length: {len(body)}")
+    file.write_bytes("\r\n".join((f"HTTP/1.1 {status}", *headers, "", "")).encode() + body)
+    return file

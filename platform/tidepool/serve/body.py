@@ -11,7 +11,7 @@ from tidepool.errors import InvalidRequest, RequestTooLarge
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Body = bytes | bytearray
 
-_WINDOW = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
+WINDOW = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
 """zlib's window argument for each content encoding (RFC 9110, section 8.4.1)."""
 
 
@@ -24,7 +24,7 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive, limit: int) -
     """
     body = await _collect(receive, limit)
     encoding = headers.get(b"content-encoding")
-    return body if encoding in (None, b"identity") else _unpack(body, encoding, limit)
+    return body if encoding in (None, b"identity") else unpack(body, encoding, limit)
 
 
 async def _collect(receive: Receive, limit: int) -> bytes:
@@ -46,8 +46,14 @@ async def _collect(receive: Receive, limit: int) -> bytes:
     return body
 
 
-def _unpack(body: bytes, encoding: bytes | None, limit: int) -> bytes:
-    window = _WINDOW.get(encoding or b"")
+def unpack(body: bytes, encoding: bytes | None, limit: int) -> bytes:
+    """The bytes that gzip or deflate made `body` of.
+
+    Raises:
+        RequestTooLarge: they are more than `limit`.
+        InvalidRequest: it can't be unpacked.
+    """
+    window = WINDOW.get(encoding or b"")
     if window is None:
         raise InvalidRequest("unknown content-encoding", seen=encoding, allowed="gzip, deflate")
     unpacker = zlib.decompressobj(window)

@@ -13,6 +13,7 @@ import functools
 import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
@@ -88,6 +89,25 @@ def code_of(error: TidepoolError) -> grpc.StatusCode:
     return next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
 
 
+@dataclass(frozen=True)
+class Failure:
+    """How a call ends that isn't answered."""
+
+    code: grpc.StatusCode
+    details: str
+    metadata: tuple[tuple[str, str], ...] = ()
+    """Sent after it."""
+
+
+def failure(error: Exception, call: str) -> Failure:
+    """What a client is told of an error in `call`; one that wasn't raised on purpose is logged, without its insides."""
+    if not isinstance(error, TidepoolError):
+        log.error("answering %s failed: %s", call, outline(error))
+        return Failure(grpc.StatusCode.INTERNAL, f"the model failed: {type(error).__name__}")
+    later = (("retry-after", str(math.ceil(error.retry_after_s))),) if isinstance(error, TryLater) else ()
+    return Failure(code_of(error), str(error)[:MAX_DETAILS], later)
+
+
 def failing_softly(call: Call) -> Call:
     """Turn what `call` raises into a code and details; a cancelled call stays cancelled."""
     empty = CALLS[call.__name__][1]
@@ -96,15 +116,12 @@ def failing_softly(call: Call) -> Call:
     async def answer(self: Any, request: Any, grpc_context: Context) -> Any:
         try:
             return await call(self, request, grpc_context)
-        except TidepoolError as error:
-            code, details = code_of(error), str(error)
-            if isinstance(error, TryLater):
-                grpc_context.set_trailing_metadata((("retry-after", str(math.ceil(error.retry_after_s))),))
         except Exception as error:
-            log.error("answering %s failed: %s", call.__name__, outline(error))
-            code, details = grpc.StatusCode.INTERNAL, f"the model failed: {type(error).__name__}"
-        grpc_context.set_code(code)
-        grpc_context.set_details(details[:MAX_DETAILS])
+            failed = failure(error, call.__name__)
+        grpc_context.set_code(failed.code)
+        grpc_context.set_details(failed.details)
+        if failed.metadata:
+            grpc_context.set_trailing_metadata(failed.metadata)
         return empty()
 
     return answer
@@ -158,8 +175,7 @@ class Servicer:
                 allowed=f"{self._max_message_bytes} bytes",
                 remedy="send fewer rows at once",
             )
-        response = await self._dataplane.infer(protobuf.decode(request), request.model_version or None, key)
-        return protobuf.encode(response)
+        return await infer(self._dataplane, request, key)
 
     @failing_softly
     async def ModelConfig(self, request: pb.ModelConfigRequest, grpc_context: Context) -> pb.ModelConfigResponse:
@@ -189,9 +205,24 @@ class Servicer:
         key = (
             "" if self._keyring is None else self._keyring.check(api_key(grpc_context), self._dataplane.model, verb).id
         )
-        if model != self._dataplane.model:
-            raise UnknownModel("no such model is served here", seen=model, allowed=self._dataplane.model)
+        check_name(model, self._dataplane)
         return key
+
+
+def check_name(model: str, dataplane: Dataplane) -> None:
+    """Make sure that a message is for the model that it has come to.
+
+    Raises:
+        UnknownModel: it isn't.
+    """
+    if model != dataplane.model:
+        raise UnknownModel("no such model is served here", seen=model, allowed=dataplane.model)
+
+
+async def infer(dataplane: Dataplane, request: pb.ModelInferRequest, key: str) -> pb.ModelInferResponse:
+    """The answer to a message from the holder of `key`."""
+    response = await dataplane.infer(protobuf.decode(request), request.model_version or None, key)
+    return protobuf.encode(response)
 
 
 def api_key(grpc_context: Context) -> str:

@@ -13,18 +13,18 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from tidepool.errors import TidepoolError
 from tidepool.serve import eager, shortcut
+from tidepool.serve.grpclane import GrpcLane
+from tidepool.serve.heads import END, LONGEST_HEAD, fields
 from tidepool.serve.rest import Answer, ModelApp
 
-END = b"\r\n\r\n"
-LONGEST_HEAD, MOST_DIGITS = 8192, 15
+OPENING = b"POST /v2/"
+MOST_DIGITS = 15
 REQUEST_LINE = re.compile(rb"POST (/v2/models/[\w.-]+)(?:/versions/([\w.-]+))?/infer HTTP/1\.1")
-HEADER = re.compile(rb"([!#$%&'*+.^_`|~\w-]+):[ \t]*([^\x00\r\n]*)")
-"""Source: RFC 9112, section 5."""
-DETOURS = frozenset([b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"])
+DETOURS = frozenset([b"transfer-encoding", b"content-encoding"])
 """Headers that mean more than this lane knows."""
 
 
@@ -46,20 +46,16 @@ def plain(head: bytes) -> Head | None:
     twice, its body's length declared, and nothing asked of the connection. Clients repeat themselves: so does this.
     """
     request_line, *lines = head.split(b"\r\n")
-    asked = REQUEST_LINE.fullmatch(request_line)
-    fields = [HEADER.fullmatch(line) for line in lines]
-    if asked is None or None in fields:
+    asked, headers = REQUEST_LINE.fullmatch(request_line), fields(lines)
+    if asked is None or headers is None or not DETOURS.isdisjoint(headers):
         return None
-    headers = {field[1].lower(): field[2].rstrip() for field in fields if field}
-    length, connection = headers.get(b"content-length", b""), headers.get(b"connection", b"keep-alive")
-    if len(headers) < len(lines) or not DETOURS.isdisjoint(headers):
-        return None
-    if not length.isdigit() or len(length) > MOST_DIGITS or connection.lower() != b"keep-alive":
+    length = headers.get(b"content-length", b"")
+    if not length.isdigit() or len(length) > MOST_DIGITS:
         return None
     return Head(asked[1].decode(), asked[2].decode() if asked[2] else None, headers, int(length))
 
 
-class Lane(HttpToolsProtocol):
+class Lane(GrpcLane):
     """One connection to a replica."""
 
     _head: Head | None = None
@@ -73,8 +69,6 @@ class Lane(HttpToolsProtocol):
     _answering: asyncio.Task[Answer] | None = None
     _early = b""
     """What came before its answer was there: the beginning of the next one."""
-    _uvicorn_reads = False
-    """Whether uvicorn is in the middle of a request's bytes."""
     _last = False
 
     def data_received(self, data: bytes) -> None:
@@ -90,8 +84,8 @@ class Lane(HttpToolsProtocol):
 
     def _enter(self, data: bytes) -> bool:
         """Take a request into the lane that begins with `data`, if it is one for the lane."""
-        end = data.find(END, 0, LONGEST_HEAD)
-        if end < 0 or self._is_uvicorns() or (head := plain(data[:end])) is None:
+        end = data.find(END, 0, LONGEST_HEAD) if data.startswith(OPENING) else -1
+        if end < 0 or self._is_taken() or (head := plain(data[:end])) is None:
             return False
         app, missing = shortcut.published(head.prefix), head.length + end + len(END) - len(data)
         if app is None or missing < 0:
@@ -107,11 +101,6 @@ class Lane(HttpToolsProtocol):
         else:
             self._start(head, data[end + len(END) :])
         return True
-
-    def _is_uvicorns(self) -> bool:
-        if self._uvicorn_reads or self.flow.write_paused:
-            return True
-        return self.cycle is not None and not self.cycle.response_complete
 
     def _read_on(self, head: Head, data: bytes) -> None:
         missing = head.length - len(self._body)
@@ -156,16 +145,6 @@ class Lane(HttpToolsProtocol):
     def _leave(self) -> None:
         self._head = None
         self._app.leave()
-
-    def on_message_begin(self) -> None:
-        """The parser meets the beginning of a request."""
-        self._uvicorn_reads = True
-        super().on_message_begin()
-
-    def on_message_complete(self) -> None:
-        """The parser has met the end of a request."""
-        self._uvicorn_reads = False
-        super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone: its request gives up its place."""

@@ -129,6 +129,8 @@ def repository_index(entries: Sequence[Mapping[str, str]]) -> pb.RepositoryIndex
 
 def decode_parameters(parameters: Mapping[str, pb.InferParameter]) -> Parameters:
     """Parameters as plain values; one without a value is left out."""
+    if not parameters:
+        return {}
     chosen = ((name, value, value.WhichOneof("parameter_choice")) for name, value in parameters.items())
     return {name: getattr(value, choice) for name, value, choice in chosen if choice is not None}
 
@@ -192,11 +194,7 @@ def _shape(tensor: pb.ModelInferRequest.InferInputTensor) -> tuple[int, ...]:
             f"input {tensor.name} has an unknown datatype", seen=tensor.datatype, allowed=", ".join(DATATYPES)
         )
     shape = tuple(tensor.shape)
-    if (
-        len(shape) > _MAX_AXES
-        or any(length < 0 for length in shape)
-        or math.prod(length or 1 for length in shape) > _MAX_ELEMENTS
-    ):
+    if len(shape) > _MAX_AXES or min(shape, default=0) < 0 or math.prod(filter(None, shape)) > _MAX_ELEMENTS:
         raise InvalidRequest(
             f"input {tensor.name} has no proper shape",
             seen=list(shape[: _MAX_AXES + 1]),

@@ -66,8 +66,8 @@ class ModelApp:
         self, dataplane: Dataplane, keyring: Keyring | None, max_body_bytes: int, max_in_air: int = sys.maxsize
     ) -> None:
         """`max_in_air`: inference requests at a time; one more is refused before its body is read."""
-        self._dataplane, self._keyring = dataplane, keyring
-        self._max_body_bytes, self._max_in_air = max_body_bytes, max_in_air
+        self.dataplane, self._keyring = dataplane, keyring
+        self.max_body_bytes, self._max_in_air = max_body_bytes, max_in_air
         self.in_air = 0
         """Requests that were let in and haven't left."""
 
@@ -78,7 +78,7 @@ class ModelApp:
         try:
             status, headers, body = await self._answer(scope, receive)
         except Exception as error:
-            status, headers, body = _failure(error, self._dataplane.model)
+            status, headers, body = _failure(error, self.dataplane.model)
         if isinstance(body, bytes):
             await respond(send, status, headers, body)
         else:
@@ -96,9 +96,9 @@ class ModelApp:
         """
         key = self._authorize(headers, verb)
         if self.in_air >= self._max_in_air:
-            raise try_later("the replica has its hands full", self._dataplane.backlog_s, seen=f"{self.in_air} requests")
-        if length > self._max_body_bytes:
-            raise too_large(length, self._max_body_bytes)
+            raise try_later("the replica has its hands full", self.dataplane.backlog_s, seen=f"{self.in_air} requests")
+        if length > self.max_body_bytes:
+            raise too_large(length, self.max_body_bytes)
         self.in_air += 1
         return key
 
@@ -110,9 +110,9 @@ class ModelApp:
         """The answer to a request that was let in, a failure included."""
         try:
             request = codecs.decode(body, _json_length(headers))
-            return _encoded(await self._dataplane.infer(request, version, key))
+            return _encoded(await self.dataplane.infer(request, version, key))
         except Exception as error:
-            return _failure(error, self._dataplane.model)
+            return _failure(error, self.dataplane.model)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Answer | tuple[int, Headers, Stream]:
         path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
@@ -153,21 +153,21 @@ class ModelApp:
         headers = dict(scope["headers"])
         key = self.enter(headers, _declared(headers), verb)
         try:
-            body = await read_body(headers, receive, self._max_body_bytes)
+            body = await read_body(headers, receive, self.max_body_bytes)
             if verb == EXPLAIN:
                 return await unless_gone(self._explain(headers, body, version, key), receive)
             answering = self.infer(headers, body, version, key)
-            return await (unless_gone(answering, receive) if self._dataplane.is_busy else answering)
+            return await (unless_gone(answering, receive) if self.dataplane.is_busy else answering)
         finally:
             self.leave()
 
     async def _explain(self, headers: Mapping[bytes, bytes], body: Body, version: str | None, key: str) -> Answer:
         request = codecs.decode(body, _json_length(headers))
-        async with self._dataplane.held():
-            explained = await explaining.explain(self._dataplane, request, version, key)
+        async with self.dataplane.held():
+            explained = await explaining.explain(self.dataplane, request, version, key)
         if PNG[1] in headers.get(b"accept", b""):
             return 200, [PNG], explained.picture()
-        return _encoded(explained.response(self._dataplane.model))
+        return _encoded(explained.response(self.dataplane.model))
 
     async def _generate(
         self, scope: Scope, receive: Receive, version: str | None, way: str
@@ -177,14 +177,14 @@ class ModelApp:
         headers = dict(scope["headers"])
         self.enter(headers, _declared(headers))
         try:
-            prompt = generating.decode(await read_body(headers, receive, self._max_body_bytes))
+            prompt = generating.decode(await read_body(headers, receive, self.max_body_bytes))
             async with contextlib.AsyncExitStack() as hold:
-                await hold.enter_async_context(self._dataplane.held())
-                what = self._dataplane.model, self._dataplane.choose(version), prompt
+                await hold.enter_async_context(self.dataplane.held())
+                what = self.dataplane.model, self.dataplane.choose(version), prompt
                 if way == "generate":
-                    return 200, [JSON], await unless_gone(self._dataplane.generating.whole(*what), receive)
+                    return 200, [JSON], await unless_gone(self.dataplane.generating.whole(*what), receive)
                 # From here on it is bounded, and let go of, as a generation.
-                events = await unless_gone(self._dataplane.generating.stream(*what), receive)
+                events = await unless_gone(self.dataplane.generating.stream(*what), receive)
                 return 200, [EVENTS], holding(hold.pop_all(), events)
         finally:
             self.leave()
@@ -192,8 +192,8 @@ class ModelApp:
     def _ready(self, scope: Scope, version: str | None) -> Answer:
         if scope["method"] not in ("GET", "HEAD"):
             return _wrong_method(b"GET, HEAD")
-        ready = self._dataplane.ready(version)
-        document = {"name": self._dataplane.model, "ready": ready}
+        ready = self.dataplane.ready(version)
+        document = {"name": self.dataplane.model, "ready": ready}
         return 200 if ready else 404 if version else 503, [JSON], orjson.dumps(document)
 
     async def _told(
@@ -205,11 +205,11 @@ class ModelApp:
         return 200, [JSON], orjson.dumps(await tell(version))
 
     async def _metadata(self, version: str | None) -> dict[str, Any]:
-        async with self._dataplane.held():
-            return self._dataplane.metadata(version)
+        async with self.dataplane.held():
+            return self.dataplane.metadata(version)
 
     async def _statistics(self, version: str | None) -> dict[str, Any]:
-        return self._dataplane.statistics(version)
+        return self.dataplane.statistics(version)
 
     async def _config(self, version: str | None) -> dict[str, Any]:
         return triton.config(await self._metadata(version))
@@ -219,7 +219,7 @@ class ModelApp:
         if self._keyring is None:
             return ""
         text = headers.get(b"x-api-key") or headers.get(b"authorization", b"").removeprefix(b"Bearer ")
-        return self._keyring.check(text.decode("latin-1").strip(), self._dataplane.model, verb).id
+        return self._keyring.check(text.decode("latin-1").strip(), self.dataplane.model, verb).id
 
 
 def _declared(headers: Mapping[bytes, bytes]) -> int:
