@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tidepool.pool import coordinator
-from tidepool.serve import autoscale
-from tidepool.serve.autoscale import policy, replica_options
+from tidepool.replay.default import RayPolicy
+from tidepool.serve.autoscale import for_load, policy, replica_options
 
 
 @pytest.mark.parametrize(
@@ -27,5 +26,11 @@ def test_the_policy_knows_what_a_replica_takes() -> None:
     assert policy("CPU", 0.25, 1, 50.0)["policy_function"] == "tidepool.serve.autoscale:PoolPolicy"
 
 
-def test_the_policy_tells_the_pools_own_coordinator() -> None:
-    assert (autoscale.COORDINATOR, autoscale.NAMESPACE) == (coordinator.NAME, coordinator.NAMESPACE)
+def test_another_policy_on_the_same_pool_can_be_named() -> None:
+    assert policy("GPU", 0.25, 1, 50.0, RayPolicy)["policy_function"] == "tidepool.replay.default:RayPolicy"
+
+
+def test_a_late_replica_calls_for_another_however_idle_it_is() -> None:
+    assert for_load({"busy": [0.1, 0.1], "late": [0.9, 0.3]}, 0.6) == 3
+    assert for_load({"busy": [0.9, 0.9], "late": [0.1, 0.1]}, 0.6) == pytest.approx(3)
+    assert for_load({}, 0.6) == 0
