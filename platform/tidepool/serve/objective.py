@@ -19,8 +19,10 @@ Vitals = Mapping[str, Sequence[float]]
 
 HISTORY_S = 60
 """Seconds of arrivals that the forecast sees."""
-SMOOTHING = Smoothing(level_s=1.0, trend_s=20.0, damping_s=60.0, peak_s=15.0)
-"""Followed more quickly than in the simulator, whose ticks are of half a minute: here a second decides."""
+SMOOTHING = Smoothing(level_s=1.0, trend_s=40.0, damping_s=30.0, peak_s=5.0)
+"""Followed more quickly than in the simulator, whose ticks are of half a minute: here a second decides. A peak counts
+for as long as requests fluctuate; that training comes back only after a while is the pool's own `hold_s`.
+"""
 CHANGED = 0.1
 """Costs that differ by less than this share are still the same."""
 PATIENT = 0.5
