@@ -89,13 +89,15 @@ class PoolPolicy:
 
     def decide(self, context: AutoscalingContext) -> float:
         """Replicas, not yet within any bounds."""
-        from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
-
         vitals = {name: list(of.values()) for name, of in (context.aggregated_metrics or {}).items()}
         self._seen = vitals, context.capacity_adjusted_max_replicas
         holding = self._objective.replicas(vitals, time.monotonic())
         if holding is not None and context.current_num_replicas:
             return max(float(holding), for_load(vitals, FULL))
+        from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
+
+        if "one_s" in vitals:
+            self._wake.set()  # what requests cost can be learned now
         by_queues, _ = replica_queue_length_autoscaling_policy(context)
         return max(float(by_queues), for_load(vitals, BUSY))
 
@@ -110,10 +112,10 @@ class PoolPolicy:
                 log.warning("what replicas say of their costs is no curve: %s", error)
 
     def _tell(self, wish: dict[str, Any] | None) -> None:
-        import ray
-
         if wish is None:
             return
+        import ray
+
         try:
             coordinator = ray.get_actor(NAME, namespace=NAMESPACE)
             coordinator.want.remote(self._accelerator, **wish)
