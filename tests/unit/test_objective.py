@@ -121,6 +121,15 @@ def test_slower_requests_need_more_replicas_once_that_is_learned() -> None:
     assert (objective.replicas(said(20.0), 0.1) or 0) > before
 
 
+def test_pauses_as_long_as_the_objective_do_not_call_for_replicas_without_end() -> None:
+    calm, shaken = Objective(0.1), Objective(0.1)
+    batches = {"one_s": 0.002, "full_s": 0.01, "full": 32.0}
+    calm.learn(said(0.0, **batches, excess_s=0.0), MOST)
+    shaken.learn(said(0.0, **batches, excess_s=0.2), MOST)
+    assert calm.replicas(said(2000.0), 0.0) == 1
+    assert shaken.replicas(said(2000.0), 0.0) == 1
+
+
 def test_batches_make_a_replica_faster_until_they_are_full() -> None:
     curve = latency_curve(one_s=0.02, full_s=0.05, full=16.0, excess_s=0.01)
     assert curve.in_flight == (1, 2, 4, 8, 16, 32, 64)

@@ -23,6 +23,8 @@ SMOOTHING = Smoothing(level_s=1.0, trend_s=40.0, damping_s=30.0, peak_s=5.0)
 """Followed more quickly than in the simulator, whose ticks are of half a minute: here a second decides. A peak counts
 for as long as requests fluctuate; that training comes back only after a while is the pool's own `hold_s`.
 """
+PAUSES = 0.5
+"""Pauses count up to this share of the objective: no number of replicas makes them shorter, as in `Costs.holding`."""
 CHANGED = 0.1
 """Costs that differ by less than this share are still the same."""
 PATIENT = 0.5
@@ -46,7 +48,10 @@ class Objective:
         lasts a tenth of a second.
         """
         costs = {name: _mean(vitals[name]) for name in ("one_s", "full_s", "full", "excess_s") if vitals.get(name)}
-        if len(costs) == 4 and not (self._resembles(costs) and at_most == self._at_most):
+        if len(costs) < 4:
+            return
+        costs["excess_s"] = min(costs["excess_s"], PAUSES * self._slo_s)
+        if not (self._resembles(costs) and at_most == self._at_most):
             self._costs, self._at_most = costs, at_most
             self._staffing = Staffing(latency_curve(**costs), self._slo_s, at_most)
 
