@@ -12,9 +12,11 @@ import pytest
 from tidepool.artifact import open_artifact
 from tidepool.errors import CorruptionError
 from tidepool.serve.dataplane import Dataplane, LoadedVersion
+from tidepool.serve.objective import Objective
 from tidepool.serve.replica import Model
 from tidepool.serve.traffic import TrafficControl
 from tidepool.serve.versions import Entry
+from tidepool.serve.vitals import Vitals
 from tidepool.settings import Settings
 from tidepool.spec import ServeSpec
 
@@ -28,6 +30,7 @@ class Replica(Model):
         self._dataplane = Dataplane("digits")
         self._traffic = TrafficControl("digits", ServeSpec(), Settings())
         self._slo_s, self._max_waiting = 0.1, 16
+        self._vitals = Vitals(self._slo_s)
         self.memory_for = 100
 
     def _load(self, entry: Entry) -> LoadedVersion:
@@ -58,6 +61,15 @@ def damage(folder: Path) -> None:
     content = bytearray((folder / "model.onnx").read_bytes())
     content[-1] ^= 1
     (folder / "model.onnx").write_bytes(content)
+
+
+def test_a_replica_tells_what_requests_cost_before_the_first_one_comes(versions: list[Path]) -> None:
+    replica, objective = Replica(), Objective(0.1)
+    assert asyncio.run(replica.record_autoscaling_stats()).keys() == {"busy", "late", "arriving"}
+    replica.told(1, v1=versions[0])
+    vitals = {name: [value] for name, value in asyncio.run(replica.record_autoscaling_stats()).items()}
+    objective.learn(vitals, at_most=4)
+    assert objective.replicas(vitals, 0.0) == 0
 
 
 def test_a_damaged_version_that_is_not_the_champion_is_left_out(versions: list[Path]) -> None:
