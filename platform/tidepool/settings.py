@@ -31,6 +31,8 @@ class Settings(BaseSettings):
     api_key: str | None = Field(None, description="The key that the CLI sends; default the one that `up` made.")
     mask_key: str | None = Field(None, description="Secret with which sensitive values are hashed in the request log.")
 
+    pool: str = Field("{}", description="How accelerators are shared: settings of the pool's policy, as JSON.")
+
     jwt_issuer: str | None = Field(None, description="Who issues the tokens that `serve.auth: jwt` takes.")
     jwt_audience: str | None = Field(None, description="Whom these are for: this installation, by the issuer's name.")
     jwt_jwks: str | None = Field(None, description="The issuer's keys: an https:// URL or a JSON file.")

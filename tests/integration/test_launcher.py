@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +55,16 @@ def test_our_own_file_runs_no_work_on_the_head_and_has_spot_gpus() -> None:
     assert types["head"]["resources"] == {"CPU": 0}
     assert types["gpu_spot"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert types["gpu_spot"]["min_workers"] == 0
+
+
+def test_a_machine_that_is_lost_is_noticed_within_15_s() -> None:
+    """Five misses in a row, each after a period and at worst a timeout."""
+    import yaml
+
+    command = yaml.safe_load(OURS.read_text())["head_start_ray_commands"][-1]
+    (option,) = [word for word in shlex.split(command) if word.startswith("--system-config=")]
+    beat = json.loads(option.partition("=")[2])
+    assert 5 * (beat["health_check_period_ms"] + beat["health_check_timeout_ms"]) <= 15_000
 
 
 @pytest.mark.parametrize(

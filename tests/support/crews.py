@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,31 +120,41 @@ class Pace:
 
 
 class Thread:
-    """A member that is a thread: `crew.Hand`."""
+    """A member that is a thread: `crew.Hand`. Dismissed, it answers nothing more, whatever it hangs in."""
 
     def __init__(self, part: Study, store: Any, node: str) -> None:
         self.node, self.member = node, Member(part, lambda: store)
         self.pool = ThreadPoolExecutor(1)
         self.dismissed = False
+        self.answers: list[Future[Any]] = []
 
     def call(self, method: str, *arguments: Any) -> Future[Any]:
-        return self.pool.submit(self.run, method, *arguments)
-
-    def run(self, method: str, *arguments: Any) -> Any:
+        answer: Future[Any] = Future()
         if self.dismissed:
-            raise Death
+            answer.set_exception(Death())
+        else:
+            self.answers.append(answer)
+            self.pool.submit(self.run, answer, method, *arguments)
+        return answer
+
+    def run(self, answer: Future[Any], method: str, *arguments: Any) -> None:
         try:
-            return getattr(self.member, method)(*arguments)
+            result = getattr(self.member, method)(*arguments)
         except Death:
-            self.dismissed = True
             self.member._leave()
-            raise
+            self.dismiss()
+            return
+        with contextlib.suppress(InvalidStateError):  # dismissed meanwhile
+            answer.set_result(result)
 
     def signal(self, method: str, *arguments: Any) -> None:
         getattr(self.member, method)(*arguments)
 
     def dismiss(self) -> None:
         self.dismissed = True
+        for answer in self.answers:
+            with contextlib.suppress(InvalidStateError):  # given
+                answer.set_exception(Death())
         self.pool.shutdown(wait=False)
 
 

@@ -20,6 +20,7 @@ class Cluster:
     def __init__(self, **nodes: int) -> None:
         self.now = 1000.0
         self.nodes = nodes
+        self.bought: set[str] = set()
         self.workers: dict[str, Counter[str]] = {}
         self.members: dict[str, Counter[str]] = {}
         self.replicas: dict[str, Counter[str]] = {}
@@ -50,6 +51,7 @@ class Cluster:
             pending=dict(+(self.pending + self.starting)),
             workers={job: places.total() for job, places in self.workers.items()},
             members={run: dict(+places) for run, places in self.members.items() if +places},
+            bought=self.bought,
         )
 
 

@@ -64,7 +64,7 @@ def run_as_script(file: str, home: Path, *arguments: str) -> dict[str, Any]:
     """The facts that the script prints."""
     environment = {
         **os.environ,
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
         "TIDEPOOL_HOME": str(home),
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
         "RAY_AUTH_MODE": "disabled",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from tidepool.pool import coordinator
-from tidepool.serve import autoscale
-from tidepool.serve.autoscale import policy, replica_options
+from tidepool.replay.default import RayPolicy
+from tidepool.serve.autoscale import PoolPolicy, for_load, policy, replica_options
 
 
 @pytest.mark.parametrize(
@@ -27,5 +30,36 @@ def test_the_policy_knows_what_a_replica_takes() -> None:
     assert policy("CPU", 0.25, 1, 50.0)["policy_function"] == "tidepool.serve.autoscale:PoolPolicy"
 
 
-def test_the_policy_tells_the_pools_own_coordinator() -> None:
-    assert (autoscale.COORDINATOR, autoscale.NAMESPACE) == (coordinator.NAME, coordinator.NAMESPACE)
+def test_another_policy_on_the_same_pool_can_be_named() -> None:
+    assert policy("GPU", 0.25, 1, 50.0, RayPolicy)["policy_function"] == "tidepool.replay.default:RayPolicy"
+
+
+def test_queues_decide_until_it_is_known_what_requests_cost_and_the_objective_then() -> None:
+    costs = {"one_s": 0.1, "full_s": 0.1, "full": 1.0, "excess_s": 0.0}
+    vitals = {"busy": 0.5, "late": 0.1, "arriving": 15.0, **costs}
+    context: Any = SimpleNamespace(
+        aggregated_metrics={name: {"one": value, "other": value} for name, value in vitals.items()},
+        capacity_adjusted_min_replicas=1,
+        capacity_adjusted_max_replicas=8,
+        current_num_replicas=2,
+        total_num_requests=2.0,
+        config=SimpleNamespace(get_target_ongoing_requests=lambda: 2.0),
+        policy_state={},
+    )
+    policy = PoolPolicy("slot", 1.0, slo_p99_ms=1000.0)
+    by_queues = policy.decide(context)
+    assert by_queues == pytest.approx(1.0 / 0.6)
+    assert wait_for_another(by_queues, policy, context) == 4  # 30 requests a second, and a replica can do 10
+
+
+def wait_for_another(decision: float, policy: PoolPolicy, context: Any) -> float:
+    deadline = time.monotonic() + 60
+    while (wanted := policy.decide(context)) == decision and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return wanted
+
+
+def test_a_late_replica_calls_for_another_however_idle_it_is() -> None:
+    assert for_load({"busy": [0.1, 0.1], "late": [0.9, 0.3]}, 0.6) == 3
+    assert for_load({"busy": [0.9, 0.9], "late": [0.1, 0.1]}, 0.6) == pytest.approx(3)
+    assert for_load({}, 0.6) == 0

@@ -137,6 +137,19 @@ def test_a_lone_client_gets_the_bare_time_of_the_engine(seconds: Callable[[int],
     assert virtual(scenario, seconds)[1:] == pytest.approx([seconds(1)] * 19, rel=0.01)
 
 
+def test_it_tells_how_many_came_and_what_requests_of_their_size_cost() -> None:
+    async def scenario(batcher: Batcher, _: VirtualEngine) -> dict[str, float]:
+        await learn(batcher)
+        await asyncio.gather(*(batcher.run(row(rows=3), 3) for _ in range(60 * 32)))
+        return {**batcher.pace, "arrived": batcher.arrived}
+
+    pace = virtual(scenario, dear)
+    assert pace["arrived"] == 2 * 60 * 32
+    assert pace["one_s"] == pytest.approx(dear(2), rel=0.05)  # 1 row and 3, in the mean
+    assert pace["full_s"] == pytest.approx(dear(round(2 * pace["full"])), rel=0.05)
+    assert pace["full"] > 4
+
+
 @pytest.mark.parametrize("seconds", [dear, cheap])
 def test_what_arrives_together_is_run_together(seconds: Callable[[int], float]) -> None:
     async def scenario(batcher: Batcher, engine: VirtualEngine) -> list[int]:

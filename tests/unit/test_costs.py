@@ -139,3 +139,13 @@ def test_calibration_stops_before_runs_become_too_long() -> None:
     calibrate(costs, run, largest=4096, longest_s=0.02, clock=lambda: now[0])
     assert max(ran) == 128
     assert costs.seconds(100) == pytest.approx(affine(100))
+
+
+def test_a_request_of_several_rows_costs_what_they_do_and_fewer_fit_in_a_batch() -> None:
+    pace = learned(affine).pace(each=4.0, limit=32)
+    slowness = pace["one_s"] / affine(4)
+    assert slowness == pytest.approx(1.0, abs=0.01)
+    assert pace["full"] == 8
+    assert pace["full_s"] == pytest.approx(affine(32), rel=0.01)
+    assert learned(affine).pace(each=64.0, limit=32)["full"] == 1
+    assert Costs().pace(1.0, 1) == {}

@@ -13,11 +13,21 @@ from tidepool.artifact import open_artifact
 from tidepool.errors import CorruptionError
 from tidepool.serve.dataplane import Dataplane, LoadedVersion, load_version
 from tidepool.serve.host import Host
+from tidepool.serve.objective import Objective
+from tidepool.serve.replica import Model
 from tidepool.serve.splits import Share
 from tidepool.serve.versions import Entry, VersionTable
+from tidepool.serve.vitals import Vitals
 from tidepool.spec import ServeSpec
 
 pytestmark = pytest.mark.usefixtures("home")
+
+
+class Autoscaled(Model):
+    """What Serve asks for its vitals."""
+
+    def __init__(self, dataplane: Dataplane) -> None:
+        self._dataplane, self._vitals = dataplane, Vitals(0.1)
 
 
 class Replica:
@@ -56,6 +66,16 @@ def damage(folder: Path) -> None:
     content = bytearray((folder / "model.onnx").read_bytes())
     content[-1] ^= 1
     (folder / "model.onnx").write_bytes(content)
+
+
+def test_a_replica_tells_what_requests_cost_before_the_first_one_comes(versions: list[Path]) -> None:
+    replica, objective = Replica(), Objective(0.1)
+    autoscaled = Autoscaled(replica.dataplane)
+    assert asyncio.run(autoscaled.record_autoscaling_stats()).keys() == {"busy", "late", "arriving"}
+    replica.told(1, v1=versions[0])
+    vitals = {name: [value] for name, value in asyncio.run(autoscaled.record_autoscaling_stats()).items()}
+    objective.learn(vitals, at_most=4)
+    assert objective.replicas(vitals, 0.0) == 0
 
 
 def test_a_damaged_version_that_is_not_the_champion_is_left_out(versions: list[Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -81,17 +82,20 @@ def test_a_server_that_is_away_counts_as_failures() -> None:
     assert (answers.failed, answers.latencies_s) == (2, [])
 
 
-def test_a_stand_in_tells_the_autoscaler_what_waits() -> None:
-    async def scene() -> tuple[float, float]:
+def test_a_stand_in_tells_the_autoscaler_what_waits_and_what_a_request_costs() -> None:
+    async def scene() -> tuple[dict[str, float], float]:
         replica = SlowAnswer(service_s=0.02, slo_s=1.0)
         answers = [asyncio.ensure_future(replica(None)) for _ in range(5)]
         await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
         waiting = await replica.record_autoscaling_stats()
         await asyncio.gather(*answers)
-        return waiting["late"], (await replica.record_autoscaling_stats())["late"]
+        return waiting, (await replica.record_autoscaling_stats())["late"]
 
     first, then = asyncio.run(scene())
-    assert first == pytest.approx(4 * 0.02)
+    assert first["late"] == pytest.approx(4 * 0.02)
+    assert first["arriving"] > 0
+    assert first["full"] == 1
+    assert first["one_s"] == first["full_s"] >= 0.02
     assert then == 0
 
 
@@ -101,8 +105,9 @@ def test_a_new_replica_s_first_answer_is_counted_from_the_rise_before_it() -> No
 
 
 def test_the_regimes_share_out_all_accelerators() -> None:
-    shared, *others = regimes(4)
-    assert (shared.shared, shared.replicas, shared.workers) == (True, (1, 4), (0, 4))
+    ours, default, *others = regimes(4)
+    assert (ours.shared, ours.replicas, ours.workers) == (True, (1, 4), (0, 4))
+    assert dataclasses.replace(default, name=ours.name, default_policy=False) == ours
     assert all(regime.replicas[0] + regime.workers[0] == 4 and not regime.shared for regime in others)
 
 

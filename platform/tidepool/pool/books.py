@@ -270,7 +270,7 @@ class Books:
         self._new.clear()
         for run in (run for run in self.pool.runs if not run.workers):
             self._docket.advance(run.name, "aborted", *UP, "shrink", outcome="its place was taken")
-        self._docket.close_grants(before, self.pool)
+        self._docket.close(before, self.pool)
 
     def _seen(self, run: str) -> Places:
         """Those of a run's workers that Ray sees live."""

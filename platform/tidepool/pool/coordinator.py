@@ -16,10 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tidepool.errors import ClusterError, TidepoolError
-from tidepool.pool import live, segments
+from pydantic import ValidationError
+
+from tidepool.errors import ClusterError, SpecError, TidepoolError
+from tidepool.pool import live, machines, segments
 from tidepool.pool.books import Books
 from tidepool.pool.ledger import Ledger
+from tidepool.pool.machines import Bundle
 from tidepool.pool.policy import PolicySpec
 from tidepool.pool.report import Report
 from tidepool.pool.sight import Places, Sight, look
@@ -53,8 +56,10 @@ class Coordinator:
         look: Callable[[str], Sight] = look,
         clock: Callable[[], float] = time.time,
         tick_s: float = TICK_S,
+        ask: Callable[[list[Bundle]], None] = machines.ask,
     ) -> None:
-        """`ledger` is the path of the file; what an earlier coordinator left unfinished in it is void.
+        """`ledger` is the path of the file; what an earlier coordinator left unfinished in it is void. `ask` tells the
+        cluster autoscaler how many bought machines to keep.
 
         Raises:
             CorruptionError: the ledger is damaged.
@@ -64,6 +69,7 @@ class Coordinator:
         for entry in self._ledger.unfinished():
             self._ledger.advance(entry.id, "aborted", outcome="the coordinator restarted")
         self._spec, self._look, self._clock, self._tick_s = spec, look, clock, tick_s
+        self._ask, self._asked = ask, list[Bundle]()
         self._books: dict[str, Books] = {}
         self._turn = asyncio.Lock()
         self._news = asyncio.Condition()
@@ -114,11 +120,19 @@ class Coordinator:
             books = self._books[accelerator]
             yield books
             try:
-                await asyncio.to_thread(books.settle)
+                await asyncio.to_thread(self._settle, books)
             except TidepoolError as error:
                 log.error("the pool stays as it is: %s", error)
         async with self._news:
             self._news.notify_all()
+
+    def _settle(self, books: Books) -> None:
+        books.settle()
+        each = self._spec.machines.accelerators
+        order = [bundle for one in self._books.values() for bundle in machines.ordered(one.pool, each)]
+        if order != self._asked:
+            self._ask(order)
+            self._asked = order
 
     async def _tick(self) -> None:
         while True:
@@ -168,8 +182,27 @@ class Desk:
             raise ClusterError("the pool's coordinator doesn't answer", seen=type(error).__name__) from error
 
 
+def policy_of(settings: Settings) -> PolicySpec:
+    """The policy that `TIDEPOOL_POOL` describes.
+
+    Raises:
+        SpecError: it isn't one.
+    """
+    try:
+        return PolicySpec.model_validate_json(settings.pool)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        allowed = "JSON with settings of `PolicySpec`; see docs/pool.md"
+        raise SpecError("TIDEPOOL_POOL is no policy", seen=f"{where}: {first['msg']}", allowed=allowed) from None
+
+
 def start(settings: Settings, spec: PolicySpec | None = None) -> Any:
-    """The handle of the cluster's coordinator, which is started on the head node if it isn't running."""
+    """The handle of the cluster's coordinator, which is started on the head node if it isn't running.
+
+    Raises:
+        SpecError: `TIDEPOOL_POOL` isn't a policy, and none is given.
+    """
     import ray
 
     options = {
@@ -184,7 +217,7 @@ def start(settings: Settings, spec: PolicySpec | None = None) -> Any:
         "resources": {"node:__internal_head__": 0.001},
     }
     actor = ray.remote(Coordinator).options(**options)
-    return actor.remote(str(ledger_path(settings)), spec or PolicySpec())
+    return actor.remote(str(ledger_path(settings)), spec or policy_of(settings))
 
 
 def running() -> Any | None:

@@ -54,13 +54,18 @@ def ahead(rates: npt.ArrayLike, bin_s: float, horizon_s: float, smoothing: Smoot
 
 
 def replicas_wanted(
-    rates: Sequence[float], staffing: Staffing, horizon_s: float = 30.0, backlog: float = 0.0, drain_s: float = 5.0
+    rates: Sequence[float],
+    staffing: Staffing,
+    horizon_s: float = 30.0,
+    backlog: float = 0.0,
+    drain_s: float = 5.0,
+    smoothing: Smoothing | None = None,
 ) -> int:
     """Replicas that hold the SLO over the next `horizon_s`, from the requests of each of the last seconds.
 
     `backlog` requests that already wait are to be answered within `drain_s` on top.
     """
-    expected = float(ahead(rates, 1.0, horizon_s)[-1]) if len(rates) else 0.0
+    expected = float(ahead(rates, 1.0, horizon_s, smoothing)[-1]) if len(rates) else 0.0
     return staffing.replicas(max(0.0, expected) + backlog / drain_s)
 
 

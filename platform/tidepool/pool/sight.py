@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tidepool.pool import machines
 from tidepool.pool.state import EPSILON, App, Node, Reservation, Run, Snapshot
 
 Places = Mapping[str, int]
@@ -38,6 +39,9 @@ class Sight:
     hired: Mapping[str, Places] = field(default_factory=dict)
     """Of each live run, those that don't live yet."""
 
+    bought: Collection[str] = ()
+    """Nodes that the cluster autoscaler added at the pool's wish."""
+
     def known(self, run: str) -> Places:
         """Members of a live run, living or about to."""
         return dict(Counter(self.members.get(run, {})) + Counter(self.hired.get(run, {})))
@@ -51,6 +55,7 @@ def look(accelerator: str) -> Sight:
     alive = [node for node in ray.nodes() if node["Alive"]]
     total = {node["NodeID"]: float(node["Resources"].get(accelerator, 0)) for node in alive}
     available = state.available_resources_per_node()
+    bought = [node["NodeID"] for node in alive if node["Labels"].get(machines.LABEL) == machines.BOUGHT]
     # In this order, so that one that comes to life in between is seen, and then not counted twice.
     pending, living = (state.actors(actor_state_name=name) for name in ("PENDING_CREATION", "ALIVE"))
     return seen(
@@ -58,6 +63,7 @@ def look(accelerator: str) -> Sight:
         {node: float(available.get(node, {}).get(accelerator, 0)) for node, amount in total.items() if amount},
         living.values(),
         [actor for name, actor in pending.items() if name not in living],
+        bought,
     )
 
 
@@ -66,6 +72,7 @@ def seen(
     free: Mapping[str, float],
     alive: Iterable[Mapping[str, Any]],
     pending: Iterable[Mapping[str, Any]],
+    bought: Collection[str] = (),
 ) -> Sight:
     """A sight, from nodes and from rows of Ray's actor table."""
     replicas: dict[str, Counter[str]] = defaultdict(Counter)
@@ -85,7 +92,7 @@ def seen(
             elif kind.startswith(REPLICA):
                 waiting[_application(kind)] += 1
     there, coming = _plain(members[True]), _plain(members[False])
-    return Sight(total, free, _plain(replicas), dict(waiting), dict(workers), there, coming)
+    return Sight(total, free, _plain(replicas), dict(waiting), dict(workers), there, coming, bought)
 
 
 def most(one: Places, other: Places) -> Places:
@@ -143,7 +150,9 @@ def reconciled(
             vacating[node] = vacating.get(node, 0.0) + count * run.per_worker
     reservations = _that_fit(_still_due(pool, apps), room, vacating)
     in_order = tuple(kept[run.name] for run in runs)
-    return replace(pool, nodes=nodes, apps=apps, runs=in_order, reservations=tuple(reservations))
+    there = {node.name for node in pool.nodes}
+    coming = pool.coming[sum(node.bought and node.name not in there for node in nodes) :]
+    return replace(pool, nodes=nodes, apps=apps, runs=in_order, reservations=tuple(reservations), coming=coming)
 
 
 def is_free_again(pool: Snapshot, places: Places, sight: Sight, held: Mapping[str, Places]) -> bool:
@@ -216,7 +225,8 @@ def _node(
 
     While Ray reserves room for a run that was told to start, or starts a replica, it is neither free nor seen as held.
     """
-    before = next((node for node in pool.nodes if node.name == name), Node(name, 0.0))
+    before = next((node for node in pool.nodes if node.name == name), None)
+    before = before or Node(name, 0.0, bought=name in sight.bought)
     own = max(sight.free[name] + _held(name, apps, runs, firm), _held(name, apps, runs, told))
     own = max(own, min(before.total, own + _coming(pool, sight)))
     return replace(before, total=min(sight.total[name], own))

@@ -18,13 +18,18 @@ class Regime:
     workers: tuple[int, int]
     shared: bool
     """Whether the pool moves accelerators between the two."""
+    default_policy: bool = False
+    """Whether Ray's default policy says how many replicas there should be, even though the pool is shared."""
 
 
 def regimes(accelerators: int) -> list[Regime]:
-    """The shared pool, two static splits, and Ray without a pool: a replica waits until one is free."""
+    """The shared pool, the same with Ray's default policy, two static splits, and Ray without a pool, where a replica
+    waits until an accelerator is free.
+    """
     half = accelerators // 2
     return [
         Regime("tidepool", (1, accelerators), (0, accelerators), shared=True),
+        Regime("default policy", (1, accelerators), (0, accelerators), shared=True, default_policy=True),
         Regime(f"split {half} + {accelerators - half}", (half, half), (accelerators - half,) * 2, shared=False),
         Regime(f"split 1 + {accelerators - 1}", (1, 1), (accelerators - 1,) * 2, shared=False),
         Regime("stock Ray", (1, accelerators), (accelerators - 1,) * 2, shared=False),

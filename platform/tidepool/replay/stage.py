@@ -79,10 +79,10 @@ def perform(play: Play, regime: Regime, ports: Ports, project: Path) -> Outcome:
             _deploy(play, regime, settings, ports.http)
             with _training(play, regime, settings) as steps:
                 pace = _pace(play, regime, steps)
-                began = steps[-1]
+                before = steps[-1][1]
                 with _watched() as tide:
                     answers = asyncio.run(send(f"http://127.0.0.1:{ports.http}/answer", play.due_s))
-                return _outcome(play, regime, settings, answers, tide, (began, steps[-1]), pace)
+                return _outcome(play, regime, settings, answers, tide, steps[-1][1] - before, pace)
     finally:
         local.down(settings)
 
@@ -91,6 +91,7 @@ def _deploy(play: Play, regime: Regime, settings: Settings, port: int) -> None:
     from ray import serve
 
     from tidepool.pool import coordinator
+    from tidepool.replay.default import RayPolicy
     from tidepool.replay.stand_ins import SlowAnswer
     from tidepool.serve import autoscale
 
@@ -105,7 +106,8 @@ def _deploy(play: Play, regime: Regime, settings: Settings, port: int) -> None:
     }
     if regime.shared:
         coordinator.start(settings)
-        scaling["policy"] = autoscale.policy(RESOURCE, 0, 0, play.slo_s * 1e3)
+        by = RayPolicy if regime.default_policy else autoscale.PoolPolicy
+        scaling["policy"] = autoscale.policy(RESOURCE, 0, 0, play.slo_s * 1e3, by)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     deployment = serve.deployment(
         name="Answer",
@@ -183,7 +185,7 @@ def _outcome(
     settings: Settings,
     answers: Answers,
     tide: list[tuple[float, int, int]],
-    trained: tuple[tuple[float, int], tuple[float, int]],
+    samples: int,
     pace: float,
 ) -> Outcome:
     from tidepool.pool import coordinator, ledger
@@ -191,7 +193,6 @@ def _outcome(
     path = coordinator.ledger_path(settings)
     entries = ledger.read(path) if path.exists() else []
     moves = ledger.totals(entries)
-    (began, first), (ended, last) = trained
     due, total = play.due_s, play.accelerators
     times, serving, training = np.array(tide).T
     spans = np.diff(times, prepend=0.0)
@@ -204,12 +205,12 @@ def _outcome(
         late=answers.late(play.slo_s),
         failed=answers.failed,
         p99_s=answers.percentile(0.99),
-        samples_per_s=(last - first) / max(ended - began, 1e-9),
+        samples_per_s=samples / times[-1],
         releases_s=list(moves.release_s),
         pauses_s=[entry.pause_s for entry in entries if entry.pause_s],
         steps_redone=moves.steps_redone,
         idle=1 - float((serving + training) @ spans) / (total * times[-1]),
-        goodput=(last - first) / (pace * float((total - serving) @ spans)),
+        goodput=samples / (pace * float((total - serving) @ spans)),
         most_resizes=_most_a_minute([entry.at["promised"] for entry in entries if entry.run]),
         new_answers_s=until_new_answers(play.rises_s, answers.first_s.values()),
         tide=[(*row, float(now)) for row, now in zip(tide, smooth, strict=True)],

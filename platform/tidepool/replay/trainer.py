@@ -28,7 +28,7 @@ def main() -> None:
     }
     document = {
         "name": "replay",
-        "recipe": "tidepool.replay.stand_ins:SlowDigits",
+        "recipe": "tidepool.replay.slow_digits:SlowDigits",
         "params": {"sample_s": float(sample_s)},
         "data": {"source": "builtin:digits"},
         "train": train,

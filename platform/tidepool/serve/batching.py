@@ -24,7 +24,7 @@ from tidepool.serve.costs import Costs
 from tidepool.serve.isolation import isolate
 from tidepool.serve.patience import Patience
 from tidepool.serve.protocol import Tensors
-from tidepool.serve.queueing import FairQueue, Ticket, try_later
+from tidepool.serve.queueing import FairQueue, Load, Ticket, try_later
 from tidepool.serve.stacking import Group, Stacking, weight
 
 INLINE_S = 0.002
@@ -48,18 +48,6 @@ class _Waiting(Ticket):
     inputs: Tensors
     rows: int
     answer: asyncio.Future[Tensors]
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What a batcher has on its hands."""
-
-    requests: int
-    """Requests that wait."""
-    bytes: int
-    """The size of their inputs."""
-    seconds: float
-    """Predicted time until all that is here now is answered."""
 
 
 class Batcher:
@@ -91,6 +79,8 @@ class Batcher:
         """The largest size of a batch at present."""
         self.ran_s = 0.0
         """Seconds for which the worker threads have run."""
+        self.arrived, self._arrived_size = 0, 0
+        """Requests that have come, and the size of all together."""
         self._chosen_at = -RECHOOSE_RUNS
         # By a weak reference: who lets go of a batcher wants its memory at once, and not when the collector comes by.
         me = weakref.proxy(self)
@@ -121,6 +111,8 @@ class Batcher:
         """
         group = self._stacking.group(inputs)
         size = self._stacking.size(group, rows)
+        self.arrived += 1
+        self._arrived_size += size
         if self.costs.runs and not self._jobs and not self._queue:
             seconds = self.costs.seconds(size)
             if seconds <= GATHER_S:
@@ -158,6 +150,11 @@ class Batcher:
         """What is waiting, and for how long."""
         seconds = self._busy_s(self._clock()) + self._drain(self._queue.size)
         return Load(len(self._queue), self._queue.bytes, seconds)
+
+    @property
+    def pace(self) -> dict[str, float]:
+        """What requests of the usual size cost here: see `Costs.pace`."""
+        return self.costs.pace(self._arrived_size / self.arrived if self.arrived else 1.0, self._best_limit())
 
     def _run_alone(self, inputs: Tensors, group: Group, rows: int, size: int) -> Tensors:
         began = self._clock()
@@ -262,7 +259,10 @@ class Batcher:
         dear = not self._is_cheap(self.limit)
         if self.costs.runs - self._chosen_at >= (1 if dear else RECHOOSE_RUNS):
             self._chosen_at = self.costs.runs
-            self.limit = min(self.costs.best(self._largest), self.costs.holding(self._slo_s, self._largest))
+            self.limit = self._best_limit()
+
+    def _best_limit(self) -> int:
+        return min(self.costs.best(self._largest), self.costs.holding(self._slo_s, self._largest))
 
     def _has_room(self) -> bool:
         spare = self._workers - len(self._jobs)

@@ -118,6 +118,16 @@ class Costs:
         """
         return max(self.seconds(size) * (size + more) / size - self.seconds(size + more), 0.0)
 
+    def pace(self, each: float, limit: int) -> dict[str, float]:
+        """What requests of size `each` cost in batches of at most `limit`: see `objective.latency_curve`; {} while
+        nothing is known.
+        """
+        if not self.runs:
+            return {}
+        one, full = max(1, round(each)), max(1.0, limit / each)
+        full_s = self.expected(max(one, limit))
+        return {"one_s": self.expected(one), "full_s": full_s, "full": full, "excess_s": self.excess_s}
+
     def curve(self) -> list[tuple[int, float]]:
         """The knots: (size, seconds), ascending."""
         return list(zip(self._sizes, self._seconds, strict=True))

@@ -190,6 +190,16 @@ class Dataplane:
         """Predicted seconds until all that waits now is answered."""
         return sum(loaded.batcher.load.seconds for loaded in self.versions.values())
 
+    @property
+    def arrived(self) -> int:
+        """Requests that have come to the engines of the present versions, those that wait among them."""
+        return sum(loaded.batcher.arrived for loaded in self._lineup.versions.values()) if self._lineup else 0
+
+    @property
+    def pace(self) -> dict[str, float]:
+        """What the champion's requests cost, as `Costs.pace` has it; {} while that isn't known."""
+        return self._lineup.versions[self._lineup.champion].batcher.pace if self._lineup else {}
+
     def metadata(self, version: str | None = None) -> dict[str, Any]:
         """The model's metadata as the protocol has it."""
         chosen = self.choose(version)

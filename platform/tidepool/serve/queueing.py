@@ -85,6 +85,18 @@ class _Level(Generic[T]):
     size: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What an engine and its queue have on their hands."""
+
+    requests: int
+    """Requests that wait."""
+    bytes: int
+    """The size of their inputs."""
+    seconds: float
+    """Predicted time until all that is here now is answered."""
+
+
 class FairQueue(Generic[T]):
     """Holds at most `max_requests` tickets of at most `max_bytes` together; `drain(size)` predicts seconds.
 

@@ -45,7 +45,8 @@ class Model:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What `autoscale.PoolPolicy` goes by; Serve asks several times a second."""
-        return self._vitals.sample(self._dataplane.ran_s, self._dataplane.backlog_s, self._dataplane.asked)
+        data = self._dataplane
+        return {**self._vitals.sample(data.ran_s, data.backlog_s, data.asked, data.arrived), **data.pace}
 
     def check_health(self) -> None:
         """Serve calls this every few seconds and replaces a replica in which it raises."""

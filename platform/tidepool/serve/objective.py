@@ -1,0 +1,108 @@
+"""The replicas that hold an application's latency objective, from what its replicas report of themselves.
+
+    arrivals of the last minute -> `forecast.ahead` -> `staffing.Staffing` of the reported costs -> replicas
+
+The costs are those that the batcher in each replica learns from its own runs (`costs`), so nothing is measured twice.
+What they don't know (the event loop's own work, text that is generated) is left to `autoscale.PoolPolicy`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+from tidepool.pool.forecast import Smoothing, replicas_wanted
+from tidepool.pool.staffing import LatencyCurve, Staffing
+
+Vitals = Mapping[str, Sequence[float]]
+"""What replicas report (`vitals.Vitals.sample`), each by its name: a value a replica."""
+
+HISTORY_S = 60
+"""Seconds of arrivals that the forecast sees."""
+SMOOTHING = Smoothing(level_s=1.0, trend_s=40.0, damping_s=30.0, peak_s=5.0)
+"""Followed more quickly than in the simulator, whose ticks are of half a minute: here a second decides. A peak counts
+for as long as requests fluctuate; that training comes back only after a while is the pool's own `hold_s`.
+"""
+PAUSES = 0.5
+"""Pauses count up to this share of the objective: no number of replicas makes them shorter, as in `Costs.holding`."""
+CHANGED = 0.1
+"""Costs that differ by less than this share are still the same."""
+PATIENT = 0.5
+"""A backlog of less than this share of the objective is the queue's own breath, which the staffing reckons with."""
+DRAIN_S = 2.0
+"""What is beyond that is to be answered within so long: about as long as a further replica takes to come."""
+
+
+class Objective:
+    """Replicas that hold `slo_s` for one application; what it knows of costs and of time, it is told."""
+
+    def __init__(self, slo_s: float) -> None:
+        self._slo_s, self._at_most = slo_s, 0
+        self._rates: deque[tuple[int, float, int]] = deque(maxlen=HISTORY_S)
+        """(second, sum of the rates seen in it, how many were seen)."""
+        self._costs: dict[str, float] = {}
+        self._staffing: Staffing | None = None
+
+    def learn(self, vitals: Vitals, at_most: int) -> None:
+        """Take over what requests cost, if it isn't what it was; there may be `at_most` replicas. For 100 of them it
+        lasts a tenth of a second.
+        """
+        costs = {name: _mean(vitals[name]) for name in ("one_s", "full_s", "full", "excess_s") if vitals.get(name)}
+        if len(costs) < 4:
+            return
+        costs["excess_s"] = min(costs["excess_s"], PAUSES * self._slo_s)
+        if not (self._resembles(costs) and at_most == self._at_most):
+            self._costs, self._at_most = costs, at_most
+            self._staffing = Staffing(latency_curve(**costs), self._slo_s, at_most)
+
+    def replicas(self, vitals: Vitals, now: float) -> int | None:
+        """Replicas for what arrives now and is expected within half a minute; None while no costs are known.
+
+        `now` in seconds, of any clock that doesn't go back.
+        """
+        self._note(sum(vitals.get("arriving", ())), now)
+        staffing = self._staffing  # another thread may be learning
+        if staffing is None:
+            return None
+        beyond = sum(max(0.0, late - PATIENT) for late in vitals.get("late", ()))
+        rates = [total / count for _, total, count in self._rates]
+        backlog = beyond * self._slo_s * staffing.throughput
+        return replicas_wanted(rates, staffing, backlog=backlog, drain_s=DRAIN_S, smoothing=SMOOTHING)
+
+    def _resembles(self, costs: Mapping[str, float]) -> bool:
+        known = self._costs
+        return bool(known) and all(
+            abs(costs[name] - was) <= CHANGED * max(was, known["one_s"]) for name, was in known.items()
+        )
+
+    def _note(self, rate: float, now: float) -> None:
+        second, total, count = self._rates.pop() if self._rates else (int(now), 0.0, 0)
+        if second != int(now):
+            self._rates.append((second, total, count))
+            total, count = 0.0, 0
+        self._rates.append((int(now), total + rate, count + 1))
+
+
+def latency_curve(one_s: float, full_s: float, full: float, excess_s: float) -> LatencyCurve:
+    """What requests take with 1, 2, 4, ... of them in one replica that batches.
+
+    A run takes `one_s` for one request, `full_s` for `full` of them and what is between for fewer; more than `full`
+    take several runs. In the mean a request is in a run with all others that are there. At worst it just missed one,
+    waits for that first, and meets a pause of `excess_s`: as in `Costs.holding`.
+
+    >>> latency_curve(0.1, 0.2, 3.0, 0.0).mean_s[:3]
+    (0.1, 0.15..., 0.26...)
+    """
+    counts = [2.0**power for power in range(64) if 2.0**power < full] + [full * (2**power) for power in range(3)]
+    slope = (full_s - one_s) / (full - 1) if full > 1 else 0.0
+    points = []
+    for count in counts:
+        run_s = max(one_s, one_s + slope * (min(count, full) - 1))
+        mean_s = run_s * max(1.0, count / full)
+        points.append((count, mean_s, mean_s + excess_s + (run_s if count > 1 else 0.0)))
+    in_flight, mean, p99 = zip(*points, strict=True)
+    return LatencyCurve(in_flight, mean, p99)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
