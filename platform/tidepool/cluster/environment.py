@@ -31,6 +31,8 @@ SERVING = {
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Ray starts workers at 15, so that the head's processes go first: replicas would wait for every other process.
+    "RAY_worker_niceness": "0",
     "RAY_ROTATION_MAX_BYTES": str(64 << 20),
     "RAY_ROTATION_BACKUP_COUNT": "3",
     "RAY_USAGE_STATS_ENABLED": "0",
