@@ -12,6 +12,9 @@ import pytest
 
 from tidepool.cluster.launcher import placeholders, problems, validate
 from tidepool.errors import ClusterError
+from tidepool.pool.coordinator import policy_of
+from tidepool.pool.machines import BOUGHT, LABEL
+from tidepool.settings import Settings
 
 OURS = Path(__file__).parents[2] / "cluster.yaml"
 
@@ -65,6 +68,17 @@ def test_a_machine_that_is_lost_is_noticed_within_15_s() -> None:
     (option,) = [word for word in shlex.split(command) if word.startswith("--system-config=")]
     beat = json.loads(option.partition("=")[2])
     assert 5 * (beat["health_check_period_ms"] + beat["health_check_timeout_ms"]) <= 15_000
+
+
+def test_what_the_pool_may_buy_is_a_machine_of_our_own_file() -> None:
+    import yaml
+
+    file = yaml.safe_load(OURS.read_text())
+    (kind,) = [kind for kind in file["available_node_types"].values() if kind["labels"].get(LABEL) == BOUGHT]
+    (pool,) = re.findall(r"TIDEPOOL_POOL='(.*?)' tidepool cluster equip", file["head_start_ray_commands"][-1])
+    machines = policy_of(Settings(pool=pool)).machines
+    assert (kind["min_workers"], kind["max_workers"]) == (0, machines.at_most)
+    assert kind["resources"]["GPU"] == machines.accelerators
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from tidepool.settings import Settings
 
 BLOCK = Block(20000)
 PROJECT = Path("/project")
+ROOT = Path(__file__).parents[2]
 
 
 def everything(inherited: dict[str, str], settings: Settings, run: Path) -> dict[str, str]:
@@ -112,7 +113,7 @@ def config(tmp_path: Path) -> str:
     binary.chmod(0o755)
     file = tmp_path / "haproxy.cfg"
     file.write_text(CONFIG.format(metrics=BLOCK["haproxy_metrics"], stats=BLOCK["haproxy_stats"]))
-    script = haproxy.program(tmp_path, binary, BLOCK)
+    script = haproxy.program(tmp_path, binary, BLOCK["haproxy_metrics"], BLOCK["haproxy_stats"])
     arguments = ["-db", "-f", str(file), "-sf", "12"]
     said = subprocess.run([script, *arguments], capture_output=True, text=True, check=True).stdout
     assert said.split() == arguments
@@ -170,7 +171,19 @@ def test_variables_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_cloud_gets_the_same_variables_as_the_laptop() -> None:
-    root = Path(__file__).parents[2]
-    options = yaml.safe_load((root / "cluster.yaml").read_text())["docker"]["run_options"]
-    given = dict(option.removeprefix("--env ").split("=", 1) for option in options if option.startswith("--env "))
+    given = cloud_variables()
     assert {name: given.get(name) for name in environment.SERVING} == environment.SERVING
+
+
+def test_the_image_has_haproxys_start_where_the_cloud_looks_for_it(tmp_path: Path) -> None:
+    (line,) = [line for line in (ROOT / "deployments" / "Dockerfile").read_text().splitlines() if "haproxy" in line]
+    made, command = re.fullmatch(r"RUN mkdir (\S+) && python (.*) \1", line).groups()  # type: ignore[union-attr]
+    assert cloud_variables()["RAY_SERVE_HAPROXY_BINARY_PATH"] == f"{made}/haproxy"
+    subprocess.run([sys.executable, *command.split(), tmp_path], check=True)
+    assert os.access(tmp_path / "haproxy", os.X_OK)
+    assert f"bind 127.0.0.1:{haproxy.METRICS_PORT}" in (tmp_path / "haproxy").read_text()
+
+
+def cloud_variables() -> dict[str, str]:
+    options = yaml.safe_load((ROOT / "cluster.yaml").read_text())["docker"]["run_options"]
+    return dict(option.removeprefix("--env ").split("=", 1) for option in options if option.startswith("--env "))

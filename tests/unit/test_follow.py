@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 import pytest
+from ray.dashboard.modules.job.cli import submit as submit_command
 
 from tidepool.checkpoint import Checkpoint
-from tidepool.cli.follow import SubmittedJob, follow
+from tidepool.cli.follow import ELSEWHERE, Options, SubmittedJob, follow
 from tidepool.cli.job import as_document
 from tidepool.errors import ClusterError, JobError
 
@@ -73,6 +77,20 @@ def test_a_job_that_fails_says_its_last_error_and_has_its_exit_code() -> None:
 def test_a_cluster_that_goes_away_is_one_message(failure: Exception) -> None:
     with pytest.raises(ClusterError, match=r"raysubmit_1 may go on.*gone.*ray job logs --follow raysubmit_1"):
         follow(job("hello\n", failure=failure))
+
+
+@pytest.mark.parametrize("options", [Options(), ELSEWHERE])
+def test_the_command_that_is_printed_submits_the_same_job(options: Options) -> None:
+    words = shlex.split(options.command(Path("/a project"), "python jobs/run.py 'my spec.yaml'"))
+    understood = submit_command.make_context("submit", words[3:]).params
+    assert understood["working_dir"] == "/a project"
+    assert understood["entrypoint"] == ("python", "jobs/run.py", "my spec.yaml")
+    assert (understood["entrypoint_num_cpus"] or 0) == options.num_cpus
+    assert json.loads(understood["runtime_env_json"] or "{}").get("env_vars", {}) == options.variables
+
+
+def test_a_driver_reserves_a_cpu_where_the_head_may_have_none() -> None:
+    assert (Options().num_cpus, ELSEWHERE.num_cpus) == (0, 1)
 
 
 def test_what_a_step_returns_becomes_a_document() -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from tidepool.cli.equip import equip
 from tidepool.cli.output import JSON, as_json, table
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ def register(app: typer.Typer) -> None:
     for verb in (up, down, status, doctor):
         app.command()(verb)
     files = typer.Typer(help="Clusters of many machines.", no_args_is_help=True)
-    files.callback()(_files)
     files.command()(validate)
+    files.command()(equip)
     app.add_typer(files, name="cluster")
 
 
@@ -72,6 +73,8 @@ def down(as_document: bool = JSON) -> None:
     from tidepool.settings import Settings
 
     began = time.monotonic()
+    if other := local.elsewhere(Settings()):
+        print(f"{' '.join(other)} isn't this home's cluster: it is left alone", file=sys.stderr)
     ended = local.down(Settings())
     if as_document:
         as_json({"ended": ended})
@@ -175,10 +178,6 @@ def _start_serving() -> Callable[[Settings, int, int], None]:
     return start
 
 
-def _files() -> None:
-    """Keeps `validate` a verb of its own: with a single command Typer would drop its name."""
-
-
 def _resources(text: str) -> dict[str, float]:
     try:
         amounts = {str(name): float(amount) for name, amount in json.loads(text).items()}
@@ -200,7 +199,8 @@ def _print_up(settings: Settings, cluster: LocalCluster, verb: str) -> None:
     console.print(f"  state      {settings.root}")
     if settings.root != default_home() or cluster.ports["dashboard"] != 8265:
         console.print("For Ray's own commands in this shell:")
-        console.print(f"  export RAY_API_SERVER_ADDRESS={cluster.dashboard} RAY_ADDRESS='{cluster.address}'")
+        console.print(f"  export RAY_API_SERVER_ADDRESS={cluster.dashboard} RAY_DASHBOARD_ADDRESS={cluster.dashboard}")
+        console.print(f"  export RAY_ADDRESS='{cluster.address}'")
     console.print("Next: tidepool run deployments/digits/spec.yaml")
 
 

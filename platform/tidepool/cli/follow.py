@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import shlex
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,29 @@ EXCLUDED = ["/.git/", "/.venv/", "**/__pycache__/", "/docs/", "/tests/", "/bench
 
 RESULT = "result: "
 """Begins the line in a job's log that holds its result as JSON."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a job is submitted with beside its folder."""
+
+    num_cpus: int = 0
+    """That its driver reserves. With 0 it runs on the head, which on a cluster of many machines should run nothing."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Of driver and workers."""
+
+    def command(self, project: Path, entrypoint: str) -> str:
+        """Ray's own command for the same job."""
+        words = ["ray", "job", "submit", "--working-dir", "." if project == Path.cwd() else str(project)]
+        if self.num_cpus:
+            words += ["--entrypoint-num-cpus", str(self.num_cpus)]
+        if self.variables:
+            words += ["--runtime-env-json", json.dumps({"env_vars": dict(self.variables)})]
+        return f"{shlex.join(words)} -- {entrypoint}"
+
+
+ELSEWHERE = Options(num_cpus=1, variables={"PYTHONPATH": "platform"})
+"""On a cluster that isn't this home's: it may not have the package, and the head may have no CPU to give."""
 
 
 @dataclass(frozen=True)
@@ -55,18 +78,20 @@ def submit(settings: Settings, project: Path, arguments: list[str], json: bool =
     """
     from ray.job_submission import JobSubmissionClient
 
-    from tidepool.cluster.local import dashboard_address
+    from tidepool.cluster.local import dashboard_address, elsewhere
 
     entrypoint = "python " + shlex.join(arguments)
-    native = f"$ ray job submit --working-dir {_shown(project)} -- {entrypoint}"
-    print(native, file=sys.stderr if json else sys.stdout)
-    environment: dict[str, object] = {"working_dir": str(project), "excludes": EXCLUDED}
-    if os.environ.get("RAY_ADDRESS"):
-        environment["env_vars"] = {"PYTHONPATH": "platform"}  # a remote cluster may not have the package
+    options = ELSEWHERE if elsewhere(settings) else Options()
+    print(f"$ {options.command(project, entrypoint)}", file=sys.stderr if json else sys.stdout)
     try:
         client = JobSubmissionClient(dashboard_address(settings))
         logging.getLogger("ray").setLevel(logging.ERROR)  # the client has just set it to INFO
-        return SubmittedJob(client, client.submit_job(entrypoint=entrypoint, runtime_env=environment))
+        id = client.submit_job(
+            entrypoint=entrypoint,
+            runtime_env={"working_dir": str(project), "excludes": EXCLUDED, "env_vars": dict(options.variables)},
+            entrypoint_num_cpus=options.num_cpus,
+        )
+        return SubmittedJob(client, id)
     except (ConnectionError, RuntimeError) as error:
         raise ClusterError("the cluster doesn't take the job", seen=error, remedy="`tidepool doctor`") from error
 
@@ -161,7 +186,3 @@ def _bars(stderr: bool) -> Progress:
         TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
         console=Console(stderr=stderr),
     )
-
-
-def _shown(project: Path) -> str:
-    return "." if project == Path.cwd() else str(project)

@@ -53,7 +53,13 @@ LOCAL = {
     loopback.HOOK: f"{loopback.__name__}.{loopback.bind_replicas.__name__}",
 }
 
-ELSEWHERE = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_REDIS_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
+ELSEWHERE = (
+    "RAY_ADDRESS",
+    "RAY_API_SERVER_ADDRESS",
+    "RAY_DASHBOARD_ADDRESS",
+    "RAY_REDIS_ADDRESS",
+    "RAY_JOB_CONFIG_JSON_ENV_VAR",
+)
 """Variables that point a user's shell at another cluster; they must not reach this one's workers."""
 
 SOCKET_PATH_LIMIT = 107
@@ -119,7 +125,9 @@ def cluster_variables(inherited: Mapping[str, str], block: Block, run: Path, bin
     return variables | {
         # Its threads take turns with the replicas: as many as cores would only be in their way.
         "RAY_SERVE_HAPROXY_NBTHREAD": inherited.get("RAY_SERVE_HAPROXY_NBTHREAD", str(haproxy.threads())),
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy.program(run, binary, block)),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(
+            haproxy.program(run, binary, block["haproxy_metrics"], block["haproxy_stats"])
+        ),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(run / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(run / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(run),

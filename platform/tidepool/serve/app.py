@@ -12,10 +12,10 @@ from tidepool import __version__
 from tidepool.artifact import Artifact, open_artifact
 from tidepool.errors import ModelNotFound
 from tidepool.pool import coordinator
-from tidepool.serve import autoscale, gateway, sharing
+from tidepool.serve import autoscale, gateway, sharing, versions
 from tidepool.serve.auth import KeyFile
 from tidepool.serve.replica import Gateway, Model
-from tidepool.serve.rollout import LOGGING, announce, await_answer, roll_out
+from tidepool.serve.rollout import LOGGING, announce, await_answer, await_listener, roll_out
 from tidepool.settings import Settings
 from tidepool.spec import Spec, spec_of
 
@@ -59,9 +59,15 @@ def application(spec: Spec) -> Application:
     return deployment.bind(spec.name, spec.serve.model_dump())
 
 
-def start(settings: Settings, http_port: int, grpc_port: int) -> None:
-    """Start Serve's front end on these ports with the gateway behind it, and the pool's coordinator; make the CLI's API
-    key if it has none.
+def start(settings: Settings, http_port: int, grpc_port: int, host: str = "127.0.0.1") -> None:
+    """Start Serve's front end at this address with the gateway behind it, the versions' keeper and the pool's
+    coordinator; make the CLI's API key if it has none. What runs already is left as it is.
+
+    `host` is loopback: whoever wants the service on the network puts an ingress with TLS in front. On several machines
+    it can't be, since their front ends ask one another.
+
+    Raises:
+        ClusterError: nothing answers there, or Serve was started without gRPC.
     """
     from ray import serve
 
@@ -69,12 +75,12 @@ def start(settings: Settings, http_port: int, grpc_port: int) -> None:
         key = KeyFile(settings.keys_file).create("cli")
         settings.cli_key_file.touch(mode=0o600)
         settings.cli_key_file.write_text(key)
-    # Loopback: whoever wants the service on the network puts an ingress with TLS in front.
     serve.start(
-        http_options={"host": "127.0.0.1", "port": http_port},
+        http_options={"host": host, "port": http_port},
         grpc_options={"port": grpc_port, "grpc_servicer_functions": ["tidepool.serve.grpc.add_to_server"]},
     )
     coordinator.start(settings)
+    versions.keeper()
     deployment = serve.deployment(
         name="Gateway",
         num_replicas=1,
@@ -83,8 +89,10 @@ def start(settings: Settings, http_port: int, grpc_port: int) -> None:
         logging_config=LOGGING,
         graceful_shutdown_timeout_s=5.0,
     )(serve.ingress(gateway.build)(Gateway))
-    serve.run(deployment.bind(f"127.0.0.1:{grpc_port}"), name=gateway.APPLICATION, route_prefix="/")
+    address = f"127.0.0.1:{grpc_port}"
+    roll_out(gateway.APPLICATION, "/", f"{__version__}:{address}", lambda: deployment.bind(address))
     await_answer(http_port, "/v2/health/ready")
+    await_listener(grpc_port)
 
 
 def deploy(settings: Settings, name: str, http_port: int) -> Spec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -79,3 +80,21 @@ def await_answer(http_port: int, path: str, deadline_s: float = 30.0) -> None:
             return
         time.sleep(0.05)
     raise ClusterError(f"port {http_port} doesn't answer {path}", seen=seen, remedy="`tidepool doctor`")
+
+
+def await_listener(grpc_port: int, deadline_s: float = 30.0) -> None:
+    """Wait until this machine's front end takes gRPC calls.
+
+    Raises:
+        ClusterError: it doesn't within `deadline_s`.
+    """
+    until = time.monotonic() + deadline_s
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", grpc_port), timeout=2.0).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                remedy = "Serve was started otherwise: `serve shutdown`, and again"
+                raise ClusterError(f"port {grpc_port} takes no gRPC calls", seen=error, remedy=remedy) from None
+        time.sleep(0.05)
