@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 
 import pyarrow as pa
 import ray
@@ -37,7 +38,7 @@ def main() -> None:
 
     sink = pa.BufferOutputStream()
     parquet.write_table(counts, sink)
-    folder, _, name = arguments.output.rpartition("/")
+    folder, name = os.path.split(arguments.output)
     storage.write_file(folder or ".", name, sink.getvalue().to_pybytes())
     print(f"{counts.num_rows:,} words in {arguments.output}")
 

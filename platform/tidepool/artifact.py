@@ -7,9 +7,11 @@ signature, the fitted preprocessing, metrics and lineage; its files are `model.o
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,9 @@ from tidepool.settings import Settings
 ONNX = "model.onnx"
 WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.npz"
+
+COPIES_KEPT_S = 7 * 86_400.0
+"""A copy of a remote artifact that nobody has opened for so long is deleted when the next one is opened."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ def _to_objects(values: npt.NDArray[np.bytes_]) -> npt.NDArray[np.object_]:
     return objects.reshape(values.shape)
 
 
-@contextmanager
+@contextlib.contextmanager
 def new_artifact(
     uri: str,
     *,
@@ -148,13 +153,17 @@ def open_artifact(uri: str, cache: Path | None = None, expected_digest: str | No
     folder = storage.fetch(uri, cache or Settings().root / "cache")
     try:
         manifest = storage.verify(folder)
+        digest = storage.digest(manifest)
+        if manifest.get("kind") != "artifact" or expected_digest not in (None, digest):
+            raise CorruptionError(
+                f"{uri} is not the artifact that was registered", seen=digest, allowed=expected_digest
+            )
     except CorruptionError:
         if storage.is_remote(uri):
             shutil.rmtree(folder, ignore_errors=True)  # the copy may be at fault: the next call takes a new one
         raise
-    digest = storage.digest(manifest)
-    if manifest.get("kind") != "artifact" or expected_digest not in (None, digest):
-        raise CorruptionError(f"{uri} is not the artifact that was registered", seen=digest, allowed=expected_digest)
+    if storage.is_remote(uri):
+        _forget_copies(folder)
     return Artifact(
         folder=folder,
         name=manifest["name"],
@@ -166,6 +175,15 @@ def open_artifact(uri: str, cache: Path | None = None, expected_digest: str | No
         lineage=manifest["lineage"],
         digest=digest,
     )
+
+
+def _forget_copies(opened: Path) -> None:
+    """Delete the copies beside this one that nobody needs any more."""
+    with contextlib.suppress(OSError):  # another process was quicker
+        os.utime(opened)
+        for copy in opened.parent.glob("[0-9a-f]" * 32):
+            if time.time() - copy.stat().st_mtime > COPIES_KEPT_S:
+                shutil.rmtree(copy)
 
 
 def answer(recipe: Recipe, preprocessing: Preprocessing, run: Any, batch: Batch) -> dict[str, npt.NDArray[Any]]:

@@ -76,9 +76,7 @@ def save(checkpoints: str, state: TrainState) -> Checkpoint:
             "facts": state.facts,
         }
         (folder / "state.json").write_text(json.dumps(position))
-    with tempfile.TemporaryDirectory() as scratch:
-        manifest = storage.read_manifest(storage.fetch(uri, Path(scratch)))
-    return Checkpoint(uri, state.step, storage.digest(manifest))
+    return Checkpoint(uri, state.step, storage.digest(storage.read_manifest(uri)))
 
 
 def load(uri: str) -> TrainState:

@@ -5,7 +5,9 @@ Every step finds what the one before left in the storage, so that each can be ru
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tidepool import storage
@@ -95,11 +97,12 @@ class Pipeline:
             for stage in made.stages:
                 print(f"export: {stage}")
             gate.check(made.metrics, self._champion_metrics(), self._spec.evaluate.gate)
-            artifact = open_artifact(made.uri, self._settings.root / "cache", made.digest)
-            moved = parity.check(artifact, self._spec.export.parity_tolerance)
-            print(f"parity: answers differ from the trained network's by at most {moved:.2g}")
-            registry = self._registry()
-            version = registry.register(artifact)
+            with tempfile.TemporaryDirectory() as scratch:
+                artifact = open_artifact(made.uri, Path(scratch), made.digest)
+                moved = parity.check(artifact, self._spec.export.parity_tolerance)
+                print(f"parity: answers differ from the trained network's by at most {moved:.2g}")
+                registry = self._registry()
+                version = registry.register(artifact)
         finally:
             storage.remove(made.uri)
         print(f"registered {version.name} version {version.version} as champion")

@@ -219,21 +219,24 @@ def load_recipe(path: str, params: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe at `"package.module:Class"`, made with `params`.
 
     Raises:
-        RecipeError: no such module or class, a class that is no recipe, or params it doesn't take.
+        RecipeError: no such module or class, a module that fails, a class that is no recipe, or params it doesn't take.
     """
     module_name, _, class_name = path.partition(":")
-    if not module_name:
+    if not all(part.isidentifier() for part in module_name.split(".")):
         raise RecipeError("not the path of a recipe", seen=path, allowed="package.module:Class")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name is not None and not module_name.startswith(error.name):
-            raise RecipeError(f"{module_name} needs a package that is missing", seen=error.name) from error
+        if not f"{module_name}.".startswith(f"{error.name}."):
+            raise RecipeError(f"{module_name} needs a package that is missing", seen=error.name or error) from error
         raise RecipeError(
             "no such recipe module",
             seen=path,
             remedy="check spec.recipe, and that its folder is on PYTHONPATH",
         ) from None
+    except Exception as error:  # whatever a user's module raises on import
+        seen, remedy = f"{type(error).__name__}: {error}", f"python -c 'import {module_name}' shows where"
+        raise RecipeError(f"{module_name} can't be imported", seen=seen, remedy=remedy) from error
     kind = getattr(module, class_name, None)
     if not (isinstance(kind, type) and issubclass(kind, Recipe)):
         found = [

@@ -15,21 +15,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from tidepool import document
 from tidepool.errors import SpecError
 
-NAME = re.compile(r"^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?$")
+NAME = re.compile(r"[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?")
 
 
 class Section(BaseModel):
-    """A frozen part of the spec that refuses unknown keys."""
+    """A frozen part of the spec that refuses unknown keys and values of another type."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def _as_range(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
     return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -58,10 +60,10 @@ class Rule(Section):
     def _parse(cls, text: Any) -> Any:
         if not isinstance(text, str):
             return text
-        match = re.fullmatch(r"\s*(>=|<=|==|>|<)\s*([-+]?[0-9.eE+-]+)\s*", text)
+        match = re.fullmatch(r"\s*(>=|<=|==|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*", text)
         if not match:
             raise ValueError('needs an operator and a number, e.g. ">= 0.95"')
-        return {"compare": match[1], "bound": match[2]}
+        return {"compare": match[1], "bound": float(match[2])}
 
     def holds(self, value: float) -> bool:
         """Whether `value` satisfies the rule; NaN satisfies none."""
@@ -120,7 +122,7 @@ class ExportSpec(Section):
     format: Literal["onnx"] = Field("onnx", description="Format that the execution engine loads.")
     max_metric_drop: float = Field(0.01, ge=0, description="Largest loss in any gated metric through export.")
     parity_tolerance: float = Field(
-        1e-3, gt=0, description="Largest absolute difference between batch path and served path on golden rows."
+        1e-3, gt=0, description="How far answers to the golden rows may be from the trained network's."
     )
 
 
@@ -207,7 +209,7 @@ class Spec(Section):
 
     @model_validator(mode="after")
     def _name_fits_urls(self) -> Self:
-        if not NAME.match(self.name):
+        if not NAME.fullmatch(self.name):
             raise ValueError("name: needs 1 to 63 of a-z 0-9 - _, beginning and ending with a letter or digit")
         return self
 
@@ -223,52 +225,22 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
     Raises:
         SpecError: no such file, not YAML, unknown key, wrong type or value out of bounds.
     """
-    document = _read_yaml(Path(path))
-    for override in overrides:
-        _apply(document, override)
-    return spec_of(document, str(path))
+    read = document.read(Path(path))
+    for text in overrides:
+        document.override(read, text)
+    return spec_of(read, str(path))
 
 
-def spec_of(document: Mapping[str, Any], where: str) -> Spec:
+def spec_of(content: Mapping[str, Any], where: str) -> Spec:
     """The spec in a document, which `where` names in messages.
 
     Raises:
         SpecError: unknown key, wrong type or value out of bounds.
     """
     try:
-        return Spec.model_validate(document)
+        return Spec.model_validate(content)
     except ValidationError as error:
         raise _explain(error, where) from None
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        document = yaml.safe_load(path.read_text())
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise SpecError("no such spec file", seen=path, remedy="give the path of a spec.yaml") from None
-    except OSError as error:
-        raise SpecError(f"{path} can't be read", seen=error.strerror, remedy="check its permissions") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path} is not YAML", seen=str(error).replace("\n", " ")) from None
-    if not isinstance(document, dict):
-        raise SpecError(f"{path} is not a mapping", seen=type(document).__name__, allowed="keys and values")
-    return document
-
-
-def _apply(document: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise SpecError("an override needs the form a.b=c", seen=override, remedy="e.g. --set train.epochs=5")
-    *parents, leaf = key.split(".")
-    section = document
-    for parent in parents:
-        section = section.setdefault(parent, {})
-        if not isinstance(section, dict):
-            raise SpecError(f"{key} can't be set: {parent} is not a section", seen=override)
-    try:
-        section[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise SpecError(f"the value of {key} is not YAML", seen=text) from None
 
 
 def _explain(error: ValidationError, where: str) -> SpecError:

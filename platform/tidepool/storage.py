@@ -55,13 +55,9 @@ def explained(action: str, where: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = {
-            28: "free some space, or set TIDEPOOL_STORAGE_URL to a larger disk",
-            13: "check the permissions",
-        }
-        raise StorageError(
-            f"can't {action} {where}", seen=error.strerror or error, remedy=remedy.get(error.errno or 0)
-        ) from error
+        remedies = {28: "free some space, or set TIDEPOOL_STORAGE_URL to a larger disk", 13: "check the permissions"}
+        remedy = remedies.get(error.errno or 0)
+        raise StorageError(f"can't {action} {where}", seen=error.strerror or error, remedy=remedy) from error
 
 
 def write_json(path: Path, document: Any, mode: int = 0o644) -> None:
@@ -120,10 +116,9 @@ def new_folder(uri: str, facts: Mapping[str, Any] | None = None) -> Iterator[Pat
         StorageError: the disk is full, or `uri` can't be written.
     """
     target = None if is_remote(uri) else local_path(uri)
-    parent = None if target is None else target.parent
+    parent = Path(tempfile.gettempdir()) if target is None else target.parent
     with explained("write", uri):
-        if parent:
-            parent.mkdir(parents=True, exist_ok=True)
+        parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=BUILDING, dir=parent))
     try:
         with explained("write", uri):
@@ -157,28 +152,26 @@ def verify(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a sealed folder, without its own sha256; files unchecked.
+def read_manifest(folder: Path | str) -> dict[str, Any]:
+    """The manifest of a sealed folder or URI, without its own sha256; files unchecked, and not fetched.
 
     Raises:
         CorruptionError: no manifest, one with a byte that wasn't written so, or one that names files outside `folder`.
     """
     try:
-        content = (folder / MANIFEST).read_bytes()
+        content = _get(str(folder), MANIFEST)
         manifest: dict[str, Any] = json.loads(content)
         del manifest["sha256"]
         digests = [entry["sha256"] for entry in manifest["files"].values()]
         whole = content == _manifest_bytes(manifest) and all(isinstance(digest, str) for digest in digests)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptionError(
-            f"{folder} is not a complete folder of tidepool's", seen=type(error).__name__, allowed=MANIFEST
-        ) from None
+        what = f"{folder} is not a complete folder of tidepool's"
+        raise CorruptionError(what, seen=type(error).__name__, allowed=MANIFEST) from None
     if not whole:
-        raise CorruptionError(
-            f"{folder / MANIFEST} is not the file that was written", remedy="restore it from a copy, or make it anew"
-        )
+        remedy = "restore it from a copy, or make it anew"
+        raise CorruptionError(f"{folder}/{MANIFEST} is not the file that was written", remedy=remedy)
     if outside := [name for name in manifest["files"] if name.startswith("/") or ".." in PurePosixPath(name).parts]:
-        raise CorruptionError(f"{folder / MANIFEST} names files outside its folder", seen=", ".join(outside))
+        raise CorruptionError(f"{folder}/{MANIFEST} names files outside its folder", seen=", ".join(outside))
     return manifest
 
 
@@ -272,10 +265,18 @@ def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
 
 
 def _swap(building: Path, target: Path) -> None:
+    """Put `building` in the place of `target`, which is deleted only then, and comes back if that fails."""
     building.chmod(0o755)
-    if target.exists():
-        shutil.rmtree(target)
-    os.rename(building, target)
+    before = building.with_name(f"{building.name}-before")
+    if target.is_dir():
+        os.rename(target, before)
+    try:
+        os.rename(building, target)
+    except OSError:
+        if before.exists():
+            os.rename(before, target)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def _upload(building: Path, uri: str) -> None:
@@ -290,3 +291,10 @@ def _put(uri: str, name: str, content: bytes) -> None:
     store.create_dir(destination.rpartition("/")[0], recursive=True)
     with store.open_output_stream(destination) as out:
         out.write(content)
+
+
+def _get(folder: str, name: str) -> bytes:
+    if not is_remote(folder):
+        return (local_path(folder) / name).read_bytes()
+    store, path = filesystem(folder)
+    return bytes(store.open_input_stream(f"{path.rstrip('/')}/{name}").read())

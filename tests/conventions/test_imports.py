@@ -15,7 +15,7 @@ import pytest
 
 LAYERS = (
     {"errors"},
-    {"settings", "storage", "spec", "recipe"},
+    {"settings", "storage", "document", "spec", "recipe"},
     {"telemetry", "checkpoint", "artifact"},
     {"data", "recipes", "evaluate", "cluster"},
     {"train", "export", "registry"},

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,19 @@ class Newcomer:
         )
         assert done.returncode == exit_code, done.stdout + done.stderr
         return done.stdout + done.stderr
+
+    def runs(self, line: str) -> str:
+        """Run a line of shell in the checkout; its standard output, which must come with exit code 0."""
+        done = subprocess.run(line, shell=True, cwd=PROJECT, env=self._environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def waits_for(self, word: str, line: str, deadline_s: float = 120.0) -> None:
+        """Run the line until its output has the word."""
+        until = time.monotonic() + deadline_s
+        while word not in (seen := self.runs(line)):
+            assert time.monotonic() < until, seen
+            time.sleep(0.5)
 
     def demo(self) -> str:
         """The demonstration, on ports of its own."""
@@ -96,6 +111,27 @@ def test_the_demonstration_ends_with_a_good_model_in_service(newcomer: Newcomer,
     assert float(accuracy[1]) >= 0.95
     assert first_demo.count("answer ") == 10
     assert "ray job submit --working-dir . -- python jobs/run.py deployments/digits/spec.yaml" in first_demo
+    assert newcomer.version_that_answers()
+
+
+def test_the_demonstration_says_what_it_waits_for(first_demo: str) -> None:
+    said = ("starting Ray", "starting the HTTP front end", "putting digits into service")
+    assert [line for line in first_demo.splitlines() if line in said] == list(said)
+
+
+def test_what_the_demonstration_prints_to_type_next_works(newcomer: Newcomer, first_demo: str) -> None:
+    (curl,) = re.findall(r"^  (curl .+)$", first_demo, re.MULTILINE)
+    assert json.loads(newcomer.runs(curl))["model_name"] == "digits"
+    (models,) = re.findall(r"^  (\S*tidepool models\b)", first_demo, re.MULTILINE)
+    assert "digits" in newcomer.runs(models)
+
+
+def test_rays_own_command_puts_the_model_into_service(newcomer: Newcomer, first_demo: str) -> None:
+    (export,) = re.findall(r"^  (export RAY_.+)$", newcomer.types("up"), re.MULTILINE)
+    newcomer.types("undeploy", "digits")
+    serve = shlex.quote(str(Path(sys.executable).with_name("serve")))
+    newcomer.runs(f"{export}; {serve} deploy deployments/digits/serve.yaml")
+    newcomer.waits_for("status: RUNNING", f"{export}; {serve} status --name digits")
     assert newcomer.version_that_answers()
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tidepool.artifact import GOLDEN, ONNX, WEIGHTS, open_artifact
 from tidepool.errors import CorruptionError, StorageError
-from tidepool.storage import MANIFEST, new_folder, read_manifest, seal, verify
+from tidepool.storage import BUILDING, MANIFEST, new_folder, read_manifest, seal, verify
 
 FILES = (ONNX, WEIGHTS, GOLDEN)
 
@@ -103,3 +103,25 @@ def test_a_writer_that_is_killed_leaves_nothing_that_looks_whole(tmp_path: Path)
     with new_folder(str(target)) as building:
         (building / ONNX).write_bytes(b"x")
     assert verify(target)["files"][ONNX]["bytes"] == 1
+
+
+def test_a_disk_that_fails_at_the_last_step_leaves_the_earlier_artifact_in_place(
+    make_artifact: Callable[..., Path],
+) -> None:
+    program = (
+        "import os, sys\n"
+        "from tidepool.storage import new_folder\n"
+        "faults = [OSError(5, 'Input/output error')]\n"
+        "def fail_once(event, arguments):\n"
+        "    if event == 'os.rename' and str(arguments[1]) == sys.argv[1] and faults:\n"
+        "        raise faults.pop()\n"
+        "sys.addaudithook(fail_once)\n"
+        "with new_folder(sys.argv[1]) as building:\n"
+        "    (building / 'model.onnx').write_bytes(b'x')\n"
+    )
+    folder = make_artifact()
+    before = verify(folder)
+    failed = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=False)
+    assert "StorageError: can't write" in failed.stderr
+    assert verify(folder) == before
+    assert [path.name for path in folder.parent.iterdir() if path.name.startswith(BUILDING)] == []

@@ -173,12 +173,6 @@ def test_models_are_listed_with_their_versions_newest_first(three: Registry, mak
     assert champion == three.version("digits")
 
 
-def test_references_are_resolved(three: Registry) -> None:
-    three.promote("digits", 2)
-    for reference, number in (("digits", 2), ("models:/digits@champion", 2), ("models:/digits/3", 3)):
-        assert three.resolve(reference).version == number
-
-
 def test_what_does_not_exist_is_met_with_what_does(three: Registry) -> None:
     three.promote("digits", 2)
     with pytest.raises(ModelNotFound, match=r"Allowed: digits\. Remedy: did you mean digits\?"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -259,10 +258,15 @@ def test_a_deployment_that_fails_leaves_the_others_alone(digits: Service) -> Non
     assert digits.ask().status_code == 200
 
 
-def test_a_replica_has_neither_torch_nor_mlflow() -> None:
-    script = "import sys, tidepool.serve.app, tidepool.recipes.digits; print({'torch', 'mlflow'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+def test_a_replica_has_neither_torch_nor_mlflow(digits: Service) -> None:
+    import ray
+
+    replicas: list[Any] = [ray.get_actor(name, namespace="serve") for name in _replicas(digits).values()]
+    assert replicas
+    for replica in replicas:
+        loaded = ray.get(replica.__ray_call__.remote(lambda _: {module.partition(".")[0] for module in sys.modules}))
+        assert {"tidepool", "onnxruntime"} <= loaded
+        assert {"torch", "mlflow"} & loaded == set()
 
 
 def test_a_port_that_nobody_answers_on_is_reported() -> None:
@@ -270,12 +274,12 @@ def test_a_port_that_nobody_answers_on_is_reported() -> None:
         await_answer(_free_port(), "/v2/health/ready", deadline_s=0.2)
 
 
-def _replicas(service: Service) -> set[str]:
-    """The ids of the replicas of digits."""
+def _replicas(service: Service) -> dict[str, str]:
+    """The replicas of digits: the actor's id to its name."""
     from ray.util.state import list_actors
 
     actors = list_actors(address=local.running(service.settings).dashboard, filters=[("state", "=", "ALIVE")])
-    return {actor.actor_id for actor in actors if "digits" in (actor.name or "")}
+    return {actor.actor_id: actor.name for actor in actors if "digits" in (actor.name or "")}
 
 
 def _await(condition: Callable[[], bool], deadline_s: float = 60.0) -> None:

@@ -39,6 +39,14 @@ def test_counts_are_exact_and_the_most_frequent_word_comes_first(tmp_path: Path)
     assert f"{len(expected):,} words in" in finished.stdout
 
 
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_output_right_below_the_root_is_not_taken_for_one_in_this_folder(tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("a b a")
+    finished = wordcount(tmp_path / "in.txt", "/tmp")  # a folder, so that nothing is written wherever it goes
+    assert finished.returncode == 5, finished.stdout
+    assert "can't write" in finished.stderr
+
+
 def test_a_missing_input_is_one_line_on_stderr(tmp_path: Path) -> None:
     command = [sys.executable, str(JOB), str(tmp_path / "nowhere"), str(tmp_path / "out.parquet")]
     finished = subprocess.run(command, text=True, capture_output=True, check=False)

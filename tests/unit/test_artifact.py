@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tidepool import storage
 from tidepool.artifact import GOLDEN, ONNX, WEIGHTS, Golden, answer, new_artifact, open_artifact
 from tidepool.errors import CorruptionError, StorageError
 from tidepool.recipes.digits import Digits, Scaling
@@ -21,21 +24,25 @@ GOLDEN_ROWS = Golden(
 @pytest.fixture
 def artifact(tmp_path: Path) -> Path:
     """A digits artifact whose model files are not looked into."""
-    folder = tmp_path / "artifact"
+    return Path(write(str(tmp_path / "artifact")))
+
+
+def write(uri: str, accuracy: float = 0.97) -> str:
+    """Write that artifact at a path or URI, which is returned."""
     with new_artifact(
-        str(folder),
+        uri,
         name="digits",
         recipe_path="tidepool.recipes.digits:Digits",
         params={"hidden": 7},
         signature=Digits.signature,
         preprocessing_state=Scaling(16.0).state(),
-        metrics={"accuracy": 0.97},
+        metrics={"accuracy": accuracy},
         lineage={"data_digest": "abc", "spec": {"name": "digits"}},
     ) as building:
         (building / ONNX).write_bytes(b"onnx")
         (building / WEIGHTS).write_bytes(b"weights")
         GOLDEN_ROWS.write(building / GOLDEN)
-    return folder
+    return uri
 
 
 def test_an_artifact_comes_back_as_it_was_written(artifact: Path) -> None:
@@ -92,6 +99,26 @@ def test_a_sealed_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
 def test_a_missing_artifact_says_where_it_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="nowhere"):
         open_artifact(str(tmp_path / "nowhere"))
+
+
+def test_a_bucket_whose_artifact_was_made_anew_is_copied_anew(tmp_path: Path) -> None:
+    bucket, cache = f"fsspec+memory:///{uuid.uuid4().hex}", tmp_path / "cache"
+    before = open_artifact(write(bucket), cache)
+    anew = storage.digest(storage.read_manifest(write(bucket, accuracy=0.25)))
+    with pytest.raises(CorruptionError, match="not the artifact that was registered"):
+        open_artifact(bucket, cache, anew)
+    assert open_artifact(bucket, cache, anew).metrics != before.metrics
+
+
+def test_copies_that_nobody_opens_any_more_are_deleted(tmp_path: Path) -> None:
+    buckets, cache = [f"fsspec+memory:///{uuid.uuid4().hex}" for _ in range(2)], tmp_path / "cache"
+    old, used = [open_artifact(write(bucket), cache).folder for bucket in buckets]
+    for copy in (old, used):
+        os.utime(copy, (0, 0))
+    (cache / "somebody's").mkdir()
+    os.utime(cache / "somebody's", (0, 0))
+    open_artifact(buckets[1], cache)
+    assert sorted(path.name for path in cache.iterdir()) == sorted([used.name, "somebody's"])
 
 
 def test_opening_and_answering_imports_neither_torch_nor_ray(artifact: Path) -> None:

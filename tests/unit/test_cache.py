@@ -42,7 +42,6 @@ def test_equal_requests_have_equal_keys_whatever_the_order_and_the_delivery() ->
         cache_key("letters", "d1", INPUTS),
         cache_key("digits", "d2", INPUTS),
         cache_key("digits", "d1", INPUTS, {"temperature": 1}),
-        cache_key("digits", "d1", INPUTS, outputs=["y"]),
         cache_key("digits", "d1", {**INPUTS, "x": INPUTS["x"].reshape(3, 2)}),
         cache_key("digits", "d1", {**INPUTS, "x": INPUTS["x"].astype(np.float64)}),
         cache_key("digits", "d1", {**INPUTS, "x": INPUTS["x"].view(np.int32)}),

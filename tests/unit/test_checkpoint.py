@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import uuid
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
 from tidepool import checkpoint, storage
 from tidepool.checkpoint import TrainState
@@ -74,6 +77,23 @@ def test_a_bucket_keeps_checkpoints_as_a_disk_does() -> None:
     assert checkpoint.load(saved.uri).step == 3
     with pytest.raises(StorageError):
         checkpoint.load(saved.uri.replace("3", "1"))
+
+
+def test_saving_to_a_bucket_reads_no_tensors_back() -> None:
+    read: list[str] = []
+
+    class Watched(MemoryFileSystem):
+        protocol = "watched"
+
+        def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+            if mode == "rb":
+                read.append(path.rpartition("/")[2])
+            return super()._open(path, mode, **options)
+
+    fsspec.register_implementation("watched", Watched, clobber=True)
+    saved = checkpoint.save(f"fsspec+watched:///{uuid.uuid4().hex}/checkpoints", state(1))
+    assert read == ["manifest.json"]
+    assert checkpoint.load(saved.uri).step == 1
 
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "optimizer.safetensors", "optimizer.json", "state.json"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -12,10 +14,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tidepool.cli.announce import announce
-from tidepool.cli.client import answer_in
+from tidepool.cli.client import answer_in, curl_line
 from tidepool.cli.cluster import ensure_up
 from tidepool.cli.main import app
-from tidepool.cli.output import table
+from tidepool.cli.output import command, table, waiting
 from tidepool.cluster.environment import ELSEWHERE
 from tidepool.cluster.ports import Ports
 from tidepool.errors import ClusterError, RequestError, SpecError
@@ -102,6 +104,48 @@ def test_verbs_for_the_local_cluster_refuse_to_be_sent_to_another(shell: pytest.
     shell.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     with pytest.raises(ClusterError, match=r"local cluster.*RAY_ADDRESS 10\.0\.0\.1:6379.*unset it"):
         raise types(*words).exception or AssertionError
+
+
+@pytest.mark.parametrize("key", [None, "tp_mine"])
+def test_the_curl_line_comes_through_a_shell_whole(tmp_path: Path, key: str | None) -> None:
+    settings = Settings(home=tmp_path / "Jo's home; ls", api_key=key)
+    settings.root.mkdir()
+    settings.cli_key_file.write_text("tp_cli")
+    request = settings.root / "a & b.json"
+    line = curl_line("http://localhost:1/v2/models/m/infer", request, settings)
+    script = f"curl() {{ printf '%s\\n' \"$@\"; }}; {line}"
+    environment = {**os.environ, **({"TIDEPOOL_API_KEY": key} if key else {})}
+    said = subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, check=True).stdout
+    header = f"Authorization: Bearer {key or 'tp_cli'}"
+    assert said.splitlines() == ["http://localhost:1/v2/models/m/infer", "-H", header, "-d", f"@{request}"]
+
+
+@pytest.mark.parametrize("activated", [True, False])
+def test_commands_to_type_next_work_in_the_shell_as_it_is(shell: pytest.MonkeyPatch, activated: bool) -> None:
+    scripts = str(Path(sys.executable).parent)
+    others = [folder for folder in os.environ["PATH"].split(os.pathsep) if folder != scripts]
+    shell.setenv("PATH", os.pathsep.join([scripts, *others] if activated else others))
+    assert (command() == "tidepool") == activated
+    done = subprocess.run(f"{command()} --version", shell=True, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("tidepool ")
+
+
+def test_what_takes_a_while_is_said_before_it_begins(capsys: pytest.CaptureFixture[str]) -> None:
+    with waiting("putting digits into service"):
+        assert capsys.readouterr().err == "putting digits into service\n"
+
+
+def test_help_loads_neither_torch_nor_ray() -> None:
+    program = (
+        "import sys\n"
+        "from tidepool.cli.main import app\n"
+        "app(['--help'], standalone_mode=False)\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'pandas', 'pyarrow'} & sys.modules.keys()\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "undeploy" in done.stdout
 
 
 def test_an_answer_that_is_no_json_is_reported_in_its_own_words() -> None:

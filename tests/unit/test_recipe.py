@@ -46,6 +46,29 @@ def test_a_package_that_the_recipe_needs_is_named(tmp_path: Path, monkeypatch: p
         load_recipe("needy_recipe:Needy")
 
 
+@pytest.mark.parametrize("path", ["", ":X", ".a:X", "a..b:X", "recipes/digits.py:Digits"])
+def test_what_is_no_path_of_a_recipe_is_refused(path: str) -> None:
+    with pytest.raises(RecipeError, match=r"not the path of a recipe.*Allowed: package\.module:Class"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("unended_recipe", "def f(:", "SyntaxError: .*unended_recipe"),
+        ("undefined_recipe", "Recipe", "NameError: name 'Recipe'"),
+        ("recipe_of_one", "import recipe", "needs a package that is missing. Seen: recipe"),
+    ],
+)
+def test_a_module_that_fails_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, message: str
+) -> None:
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(f"{name}:X")
+
+
 def test_an_unknown_datatype_lists_the_known_ones() -> None:
     with pytest.raises(RecipeError, match=r"Seen: FLOAT\. Allowed: BOOL, INT8"):
         TensorSpec("x", "FLOAT", (-1,))

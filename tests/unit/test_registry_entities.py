@@ -10,11 +10,9 @@ from tidepool.errors import ModelNotFound, RegistryError
 from tidepool.registry.entities import (
     ModelVersion,
     Move,
-    Reference,
     RegisteredModel,
     check_alias,
     no_such_model,
-    parse_reference,
 )
 
 
@@ -43,32 +41,6 @@ def model() -> RegisteredModel:
         tags={},
         created_at=1.5,
     )
-
-
-@pytest.mark.parametrize(
-    ("text", "reference"),
-    [
-        ("digits", Reference("digits", "champion")),
-        ("models:/digits", Reference("digits", "champion")),
-        ("models:/digits@challenger", Reference("digits", "challenger")),
-        ("digits@challenger", Reference("digits", "challenger")),
-        ("models:/digits/4", Reference("digits", 4)),
-        ("digits/4", Reference("digits", 4)),
-    ],
-)
-def test_a_reference_names_a_model_and_a_version_or_an_alias(text: str, reference: Reference) -> None:
-    assert parse_reference(text) == reference
-
-
-@pytest.mark.parametrize("text", ["", "models:/", "digits/", "digits@", "digits/0", "digits/four", "a/b/c", "a@b/2"])
-def test_what_is_no_reference_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(RegistryError, match=r"models:/digits@champion"):
-        parse_reference(text)
-
-
-@pytest.mark.parametrize("text", ["models:/digits@champion", "models:/digits/4"])
-def test_a_reference_prints_as_it_is_written(text: str) -> None:
-    assert str(parse_reference(text)) == text
 
 
 @pytest.mark.parametrize(("wanted", "number"), [(1, 1), ("1", 1), (12, 12), ("champion", 2), ("previous", 1)])

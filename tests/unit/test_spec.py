@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tidepool.errors import SpecError
-from tidepool.spec import load_spec
+from tidepool.spec import load_spec, spec_of
 
 DIGITS = Path(__file__).parents[2] / "deployments" / "digits" / "spec.yaml"
 
@@ -34,3 +34,39 @@ def test_a_spec_that_can_not_be_read_says_why(tmp_path: Path) -> None:
     (tmp_path / "spec.yaml").symlink_to("spec.yaml")  # as good as one without permission, for root too
     with pytest.raises(SpecError, match=r"spec\.yaml can't be read"):
         load_spec(tmp_path / "spec.yaml")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.epochs=true",
+        'train.epochs="5"',
+        "train.epochs=5.0",
+        "train.num_workers=[true, 2]",
+        "train.learning_rate=.inf",
+        "train.learning_rate=.nan",
+        'train.learning_rate="0.1"',
+        "serve.cache_mb=true",
+        "serve.prewarm=1",
+        'serve.prewarm="yes"',
+        'evaluate.gate={accuracy: {compare: ">=", bound: .nan}}',
+        'evaluate.gate={accuracy: ">= 1e999"}',
+        'evaluate.gate={accuracy: ">= 1.2.3"}',
+        'name="digits\\n"',
+        "name=5",
+    ],
+)
+def test_a_value_of_another_type_is_refused_where_it_stands(override: str) -> None:
+    with pytest.raises(SpecError, match="is not valid") as caught:
+        load_spec(DIGITS, [override])
+    assert override.partition("=")[0] in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "number"), [("1e-3", 0.001), ("2E+1", 20.0), ("1.5e2", 150.0), ("1", 1.0)])
+def test_numbers_may_be_written_as_in_json(text: str, number: float) -> None:
+    assert load_spec(DIGITS, [f"train.learning_rate={text}"]).train.learning_rate == number
+
+
+def test_a_spec_survives_json() -> None:
+    spec = load_spec(DIGITS)
+    assert spec_of(spec.model_dump(mode="json"), "its own JSON") == spec

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,16 @@ def test_a_reader_of_json_sees_the_old_file_when_writing_fails(tmp_path: Path) -
     assert json.loads(path.read_text()) == {"version": 1}
     assert path.stat().st_mode & 0o777 == 0o600
     assert [p.name for p in path.parent.iterdir()] == ["state.json"]
+
+
+def test_the_manifest_of_a_bucket_is_read_without_its_files() -> None:
+    bucket = f"fsspec+memory:///{uuid.uuid4().hex}/sealed"
+    with storage.new_folder(bucket, {"kind": "test"}) as building:
+        (building / "a.bin").write_bytes(b"many")
+    storage.remove(f"{bucket}/a.bin")
+    assert storage.read_manifest(bucket)["files"]["a.bin"]["bytes"] == 4
+    with pytest.raises(CorruptionError, match="not a complete folder"):
+        storage.read_manifest(f"{bucket}-2")
 
 
 def test_a_file_uri_is_a_local_path(folder: Path) -> None:

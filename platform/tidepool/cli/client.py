@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,8 +24,8 @@ class Client:
         remedy = "ask that one with curl, at its front end's URL; or unset it for the local cluster"
         stay_here(settings, "predict asks the local cluster", remedy)
         self._base = f"http://localhost:{running(settings).http_port}"
-        self._key_file = settings.cli_key_file
-        self._key = settings.api_key or (self._key_file.read_text() if self._key_file.exists() else "")
+        self._settings, file = settings, settings.cli_key_file
+        self._key = settings.api_key or (file.read_text() if file.exists() else "")
         self._http = httpx.Client(timeout=60)
 
     def __enter__(self) -> Self:
@@ -49,9 +50,13 @@ class Client:
 
     def curl(self, model: str, request: Path, version: int | None = None) -> str:
         """The curl line that sends the same request."""
-        return (
-            f'curl {self._base}{_path(model, version)} -H "Authorization: Bearer $(cat {self._key_file})" -d @{request}'
-        )
+        return curl_line(self._base + _path(model, version), request, self._settings)
+
+
+def curl_line(url: str, request: Path, settings: Settings) -> str:
+    """What a shell is to run to send a file with the CLI's own key; a key from the environment isn't written out."""
+    key = "$TIDEPOOL_API_KEY" if settings.api_key else f"$(cat {shlex.quote(str(settings.cli_key_file))})"
+    return f'curl {shlex.quote(url)} -H "Authorization: Bearer {key}" -d {shlex.quote(f"@{request}")}'
 
 
 def answer_in(response: httpx.Response) -> dict[str, Any]:

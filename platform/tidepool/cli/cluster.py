@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from tidepool.cli.equip import equip
-from tidepool.cli.output import JSON, as_json, table
+from tidepool.cli.output import JSON, as_json, command, table, waiting
 
 if TYPE_CHECKING:
     from tidepool.cluster.doctor import Check
@@ -49,15 +49,12 @@ def up(
     as_document: bool = JSON,
 ) -> None:
     """Start a local cluster with its HTTP front end; if one runs already, say where it is."""
-    from rich.console import Console
-
     from tidepool.cluster.ports import Ports
     from tidepool.settings import Settings
 
     settings, amounts, began = Settings(), _resources(resources), time.monotonic()
-    with Console(stderr=True).status("starting Ray and its HTTP front end"):
-        ports = Ports(http_port, dashboard_port, grpc_port)
-        cluster, fresh = ensure_up(settings, ports, num_cpus, num_gpus, amounts)
+    ports = Ports(http_port, dashboard_port, grpc_port)
+    cluster, fresh = ensure_up(settings, ports, num_cpus, num_gpus, amounts)
     if not fresh and (num_cpus is not None or num_gpus is not None or amounts):
         print("it runs already, as it was started: `tidepool down` first, to start it otherwise", file=sys.stderr)
     if as_document:
@@ -159,11 +156,12 @@ def ensure_up(
         try:
             cluster, fresh = local.running(settings), False
         except NoCluster:
-            cluster, fresh = local.up(settings, ports, num_cpus, num_gpus, resources or {}, Path.cwd()), True
+            with waiting("starting Ray"):
+                cluster, fresh = local.up(settings, ports, num_cpus, num_gpus, resources or {}, Path.cwd()), True
         if not fresh and not is_free(cluster.http_port):
             return cluster, False
         try:
-            with local.connect(settings):
+            with waiting("starting the HTTP front end"), local.connect(settings):
                 (start_serving or _start_serving())(settings, cluster.http_port, cluster.ports["grpc"])
         except BaseException:
             if fresh:
@@ -201,7 +199,7 @@ def _print_up(settings: Settings, cluster: LocalCluster, verb: str) -> None:
         console.print("For Ray's own commands in this shell:")
         console.print(f"  export RAY_API_SERVER_ADDRESS={cluster.dashboard} RAY_DASHBOARD_ADDRESS={cluster.dashboard}")
         console.print(f"  export RAY_ADDRESS='{cluster.address}'")
-    console.print("Next: tidepool run deployments/digits/spec.yaml")
+    console.print(f"Next: {command()} run deployments/digits/spec.yaml")
 
 
 def _print_status(found: Status, cluster: LocalCluster | None) -> None:

@@ -107,6 +107,7 @@ def _ask(settings: Settings, images: npt.NDArray[np.float32]) -> tuple[list[int]
 
 def _summary(settings: Settings, latencies: list[float], seconds: float) -> list[str]:
     from tidepool.cli.client import Client
+    from tidepool.cli.output import command
     from tidepool.cluster.environment import default_home
     from tidepool.cluster.local import running
     from tidepool.registry.client import Registry
@@ -135,7 +136,7 @@ def _summary(settings: Settings, latencies: list[float], seconds: float) -> list
         "",
         *([f"In another shell:\n  export TIDEPOOL_HOME={shlex.quote(str(settings.root))}", ""] if elsewhere else []),
         "Try next:",
-        "  tidepool models                       # versions, aliases, metrics",
-        f"  tidepool run {SPEC} --set params.hidden=256",
-        "  tidepool down                         # end everything",
+        f"  {command()} models                       # versions, aliases, metrics",
+        f"  {command()} run {SPEC} --set params.hidden=256",
+        f"  {command()} down                         # end everything",
     ]

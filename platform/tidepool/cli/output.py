@@ -1,10 +1,16 @@
-"""How verbs print: a table for people, JSON for programs."""
+"""How verbs print: a table for people, JSON for programs, what takes a while, and what to type next."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shlex
+import shutil
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -54,6 +60,28 @@ def widths(lines: Sequence[Sequence[str]], room: int) -> list[int]:
         wanted[loosest] -= 1
         over -= 1
     return wanted
+
+
+@contextlib.contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Say on stderr what is under way: on a terminal for as long as it takes, elsewhere once, as a line."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with console.status(what):
+            yield
+    else:
+        print(what, file=sys.stderr, flush=True)
+        yield
+
+
+def command() -> str:
+    """What calls this tidepool in the user's shell: its name where PATH leads to it, else the path of its script."""
+    script, found = Path(sys.executable).with_name("tidepool"), shutil.which("tidepool")
+    if not script.exists() or (found and script.samefile(found)):
+        return "tidepool"
+    return shlex.quote(os.path.relpath(script) if script.is_relative_to(Path.cwd()) else str(script))
 
 
 def when(seconds: float | None) -> str:

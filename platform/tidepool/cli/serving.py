@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from tidepool.cli.output import JSON, as_json
+from tidepool.cli.output import JSON, as_json, waiting
 
 NAME = typer.Argument(help="The registered model.")
 
@@ -28,7 +28,7 @@ def deploy(name: str = NAME, json: bool = JSON) -> None:
     remedy = f"there: serve deploy deployments/{name}/serve.yaml; or unset it for the local cluster"
     stay_here(settings, "deploy is for the local cluster", remedy)
     port = running(settings).http_port
-    with connect(settings):
+    with waiting(f"putting {name} into service"), connect(settings):
         deploy_application(settings, name, port)
     url = f"http://localhost:{port}/v2/models/{name}/infer"
     if json:

@@ -75,7 +75,7 @@ def export(
     metrics: Mapping[str, float],
     progress: Progress = quiet,
 ) -> Exported:
-    """Export a checkpoint as an artifact at `<root>/<name>/<checkpoint digest16>`.
+    """Export a checkpoint as an artifact at `<root>/<name>/<checkpoint digest16>-<spec digest16>`.
 
     `metrics`: those of the trained network, which every stage is compared with.
 
@@ -87,7 +87,7 @@ def export(
     network = trained(recipe, load(checkpoint.uri).weights)
     rows = data.load("train")
     samples = [rows[feature.name] for feature in recipe.features]
-    uri = f"{root.rstrip('/')}/{spec.name}/{checkpoint.digest[:16]}"
+    uri = f"{root.rstrip('/')}/{spec.name}/{checkpoint.digest[:16]}-{spec.digest()[:16]}"
     with tempfile.TemporaryDirectory() as scratch, storage.explained("write", scratch):
         folder = Path(scratch)
         stages = _Stages(spec, recipe, data.load("test"), metrics, progress)
@@ -120,7 +120,7 @@ def export(
             shutil.copyfile(model, target / artifact.ONNX)
             shutil.copyfile(weights, target / artifact.WEIGHTS)
             _golden(recipe, network, data).write(target / artifact.GOLDEN)
-        digest = storage.digest(storage.read_manifest(storage.fetch(uri, folder)))
+    digest = storage.digest(storage.read_manifest(uri))
     return Exported(uri, digest, stages.done[-1].metrics, stages.done)
 
 

@@ -26,7 +26,6 @@ from tidepool.registry.entities import (
     Shift,
     check_alias,
     no_such_model,
-    parse_reference,
 )
 from tidepool.registry.recorder import Recorder
 from tidepool.telemetry.progress import Progress, quiet
@@ -86,16 +85,6 @@ class Registry:
         if not found:
             raise no_such_model(name, [model.name for model in self.models()])
         return found[0]
-
-    def resolve(self, reference: str) -> ModelVersion:
-        """The version that `models:/digits@champion`, `models:/digits/4` or `digits` stands for.
-
-        Raises:
-            RegistryError: `reference` has another form.
-            ModelNotFound: no such model, version or alias.
-        """
-        parsed = parse_reference(reference)
-        return self.version(parsed.name, parsed.wanted)
 
     def promote(self, name: str, version: int, alias: str = CHAMPION) -> ModelVersion:
         """Give the alias to the version. If it has it already, nothing changes. A champion is canary or shadow no more.

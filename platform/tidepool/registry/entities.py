@@ -1,4 +1,4 @@
-"""What the registry holds, as plain values: registered models, their versions, and how a version is named.
+"""What the registry holds, as plain values: registered models and their versions.
 
 The words are MLflow's: a registered model has integer versions; an alias (`champion`, `challenger`) names one of them.
 """
@@ -21,20 +21,7 @@ CANARY = "canary"
 SHADOW = "shadow"
 """The alias of the version that is asked beside the champion, and never answers."""
 
-_REFERENCE = re.compile(r"(?:models:/)?(?P<name>[^@/:]+)(?:@(?P<alias>[^@/:]+)|/(?P<version>[1-9][0-9]*))?")
 _ALIAS = re.compile(r"(?!v?\d+$|latest$)[a-z0-9][a-z0-9_-]{0,62}")
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A model and which of its versions: a number, or an alias."""
-
-    name: str
-    wanted: int | str = CHAMPION
-
-    def __str__(self) -> str:
-        separator = "@" if isinstance(self.wanted, str) else "/"
-        return f"models:/{self.name}{separator}{self.wanted}"
 
 
 @dataclass(frozen=True)
@@ -136,27 +123,6 @@ class RegisteredModel:
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready form."""
         return {**dataclasses.asdict(self), "versions": [version.to_json() for version in self.versions]}
-
-
-def parse_reference(text: str) -> Reference:
-    """`models:/digits@champion`, `models:/digits/4` or `digits` (its champion); the scheme may be left out.
-
-    >>> parse_reference("models:/digits/4")
-    Reference(name='digits', wanted=4)
-
-    Raises:
-        RegistryError: `text` has another form.
-    """
-    match = _REFERENCE.fullmatch(text.strip())
-    if match is None:
-        raise RegistryError(
-            "not a reference to a model version",
-            seen=text,
-            allowed="name, name@alias, name/version, each with or without models:/",
-            remedy="e.g. models:/digits@champion or models:/digits/4",
-        )
-    wanted = int(match["version"]) if match["version"] else match["alias"] or CHAMPION
-    return Reference(match["name"], wanted)
 
 
 def check_alias(alias: str) -> str:

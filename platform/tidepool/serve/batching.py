@@ -25,7 +25,7 @@ from tidepool.serve.isolation import isolate
 from tidepool.serve.patience import Patience
 from tidepool.serve.protocol import Tensors
 from tidepool.serve.queueing import FairQueue, Load, Ticket, try_later
-from tidepool.serve.stacking import Group, Stacking, weight
+from tidepool.serve.stacking import Stacking, split, weight
 
 INLINE_S = 0.002
 """Runs that are predicted to take longer go to a worker thread."""
@@ -116,11 +116,11 @@ class Batcher:
         if self.costs.runs and not self._jobs and not self._queue:
             seconds = self.costs.seconds(size)
             if seconds <= GATHER_S:
-                return self._run_alone(inputs, group, rows, size)
+                return self._run_alone(inputs, size)
             if seconds <= self._inline_s and self._wake is None and not self._company:
                 # Those that arrive in this same pass of the event loop gather behind this one.
                 self._wake = asyncio.get_running_loop().call_soon(self._next)
-                return self._run_alone(inputs, group, rows, size)
+                return self._run_alone(inputs, size)
         loop = asyncio.get_running_loop()
         waiting = _Waiting(
             inputs=inputs,
@@ -156,11 +156,11 @@ class Batcher:
         """What requests of the usual size cost here: see `Costs.pace`."""
         return self.costs.pace(self._arrived_size / self.arrived if self.arrived else 1.0, self._best_limit())
 
-    def _run_alone(self, inputs: Tensors, group: Group, rows: int, size: int) -> Tensors:
+    def _run_alone(self, inputs: Tensors, size: int) -> Tensors:
         began = self._clock()
-        outputs = self._call(self._stacking.join([inputs], group))
+        outputs = self._call(inputs)
         self.costs.observe(size, self._clock() - began)
-        return self._stacking.split(outputs, [inputs], [rows])[0]
+        return outputs
 
     def _enqueue(self, waiting: _Waiting, loop: asyncio.AbstractEventLoop) -> None:
         now = self._clock()
@@ -248,9 +248,8 @@ class Batcher:
         self._next()
 
     def _compute(self, batch: Sequence[_Waiting]) -> list[Tensors]:
-        requests = [waiting.inputs for waiting in batch]
-        outputs = self._call(self._stacking.join(requests, batch[0].group))
-        return self._stacking.split(outputs, requests, [waiting.rows for waiting in batch])
+        outputs = self._call(self._stacking.join([waiting.inputs for waiting in batch]))
+        return split(outputs, [waiting.rows for waiting in batch])
 
     def _wait_s(self, now: float) -> float:
         return self._patience.wait_s(now, len(self._queue), self._queue.size, self.limit, self.costs)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,20 +31,10 @@ ENTRY_BYTES = 400
 Key = bytes
 
 
-def cache_key(
-    model: str,
-    digest: str,
-    inputs: Tensors,
-    parameters: Mapping[str, Any] | None = None,
-    outputs: Iterable[str] | None = None,
-) -> Key:
-    """Equal for requests with equal answers, whatever the order of their inputs, 16 bytes of BLAKE2b.
-
-    `outputs`: the names that were asked for, if the answer to be kept holds only those; None for all.
-    """
+def cache_key(model: str, digest: str, inputs: Tensors, parameters: Mapping[str, Any] | None = None) -> Key:
+    """Equal for requests with equal answers, whatever the order of their inputs, 16 bytes of BLAKE2b."""
     matter = {name: value for name, value in (parameters or {}).items() if name not in DELIVERY}
-    head = [model, digest, matter, None if outputs is None else sorted(outputs)]
-    parts: list[Any] = [storage.canonical_json(head)]
+    parts: list[Any] = [storage.canonical_json([model, digest, matter])]
     for name in sorted(inputs):
         values = inputs[name]
         data = to_raw(values) if values.dtype == np.object_ else np.ascontiguousarray(values).reshape(-1)

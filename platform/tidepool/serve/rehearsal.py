@@ -27,7 +27,7 @@ from tidepool.serve.engine import OnnxEngine
 from tidepool.serve.isolation import isolate
 from tidepool.serve.protocol import Tensors
 from tidepool.serve.requestlog import logged_files
-from tidepool.serve.stacking import Stacking
+from tidepool.serve.stacking import Stacking, split
 from tidepool.settings import Settings
 from tidepool.spec import CompareSpec, spec_of
 from tidepool.telemetry.progress import Progress, quiet
@@ -229,12 +229,11 @@ def _answers(version: _Version, table: pa.Table) -> list[Tensors | Exception | N
     for row, request in enumerate(requests):
         if request is not None:
             groups.setdefault(version.stacking.group(request), []).append(row)
-    for group, rows in groups.items():
 
-        def run(part: Sequence[Tensors], group: Any = group) -> list[Tensors]:
-            outputs = version.answer(version.stacking.join(part, group))
-            return version.stacking.split(outputs, part, [1] * len(part))
+    def run(part: Sequence[Tensors]) -> list[Tensors]:
+        return split(version.answer(version.stacking.join(part)), [1] * len(part))
 
+    for rows in groups.values():
         for row, outcome in zip(rows, isolate(run, [requests[row] or {} for row in rows]), strict=True):
             answers[row] = outcome
     return answers
