@@ -198,8 +198,8 @@ def _print_up(settings: Settings, cluster: LocalCluster, verb: str) -> None:
     console.print(f"  state      {settings.root}")
     if settings.root != default_home() or cluster.ports["dashboard"] != 8265:
         console.print("For Ray's own commands in this shell:")
-        dashboards = f"RAY_API_SERVER_ADDRESS={cluster.dashboard} RAY_DASHBOARD_ADDRESS={cluster.dashboard}"
-        console.print(f"  export {dashboards} RAY_ADDRESS='{cluster.address}'")
+        console.print(f"  export RAY_API_SERVER_ADDRESS={cluster.dashboard} RAY_DASHBOARD_ADDRESS={cluster.dashboard}")
+        console.print(f"  export RAY_ADDRESS='{cluster.address}'")
     console.print(f"Next: {command()} run deployments/digits/spec.yaml")
 
 
