@@ -127,11 +127,11 @@ def test_what_the_demonstration_prints_to_type_next_works(newcomer: Newcomer, fi
 
 
 def test_rays_own_command_puts_the_model_into_service(newcomer: Newcomer, first_demo: str) -> None:
-    (export,) = re.findall(r"^  (export RAY_.+)$", newcomer.types("up"), re.MULTILINE)
+    exports = "; ".join(re.findall(r"^  (export RAY_.+)$", newcomer.types("up"), re.MULTILINE))
     newcomer.types("undeploy", "digits")
     serve = shlex.quote(str(Path(sys.executable).with_name("serve")))
-    newcomer.runs(f"{export}; {serve} deploy deployments/digits/serve.yaml")
-    newcomer.waits_for("status: RUNNING", f"{export}; {serve} status --name digits")
+    newcomer.runs(f"{exports}; {serve} deploy deployments/digits/serve.yaml")
+    newcomer.waits_for("status: RUNNING", f"{exports}; {serve} status --name digits")
     assert newcomer.version_that_answers()
 
 
