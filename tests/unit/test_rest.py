@@ -207,6 +207,11 @@ def test_a_header_length_that_is_no_number_is_refused(send: Send) -> None:
     assert send("POST", "/infer", headers=headers, content=infer_body()).status_code == 400
 
 
+def test_a_header_length_of_more_digits_than_python_reads_is_refused(send: Send) -> None:
+    headers = {"inference-header-content-length": "1" * 5000}
+    assert send("POST", "/infer", content=infer_body(), headers=headers).status_code == 400
+
+
 def test_a_model_that_is_not_loaded_is_not_ready() -> None:
     async def once() -> list[dict[str, Any]]:
         sent: list[dict[str, Any]] = []

@@ -64,4 +64,4 @@ class Gateway:
     """The replica at `/`: what is about no model, and what is about none that is served."""
 
     def __init__(self, grpc_address: str) -> None:
-        grpc.answer_with(self, Reception(grpc_address, gateway.served_models))
+        grpc.answer_with(self, Reception(grpc_address, gateway.served_models, gateway.is_ready))
