@@ -65,9 +65,14 @@ def explained(action: str, where: object) -> Iterator[None]:
 
 
 def write_json(path: Path, document: Any, mode: int = 0o644) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never a part."""
+    """Write JSON as `write_text` does."""
+    write_text(path, json.dumps(document, indent=2), mode)
+
+
+def write_text(path: Path, text: str, mode: int = 0o644) -> None:
+    """Write text so that a reader sees the old file or the new one, never a part."""
     with explained("write", path):
-        _replace(path, json.dumps(document, indent=2).encode(), mode)
+        _replace(path, text.encode(), mode)
 
 
 @contextlib.contextmanager

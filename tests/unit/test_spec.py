@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tidepool.errors import SpecError
-from tidepool.spec import load_spec
+from tidepool.spec import load_spec, spec_of
 
 DIGITS = Path(__file__).parents[2] / "deployments" / "digits" / "spec.yaml"
 
@@ -23,6 +23,12 @@ def test_bounds_that_nothing_can_keep_are_refused(field: str, bounds: str) -> No
 def test_a_model_may_rest_with_no_replica_and_no_worker(field: str) -> None:
     section, name = field.split(".")
     assert getattr(getattr(load_spec(DIGITS, [f"{field}=[0, 2]"]), section), name) == (0, 2)
+
+
+@pytest.mark.parametrize("name", ["gateway", "_shared"])
+def test_no_model_takes_the_place_of_tidepools_own_applications(name: str) -> None:
+    with pytest.raises(SpecError, match="and not `gateway`"):
+        spec_of({"name": name, "recipe": "a:A", "data": {"source": "builtin:a"}}, "here")
 
 
 def test_a_path_through_a_file_is_no_spec() -> None:

@@ -25,7 +25,7 @@ class Client:
         self._base = f"http://localhost:{running(settings).http_port}"
         self._key_file = settings.cli_key_file
         self._key = settings.api_key or (self._key_file.read_text() if self._key_file.exists() else "")
-        self._http = httpx.Client(timeout=60)
+        self._http = httpx.Client(timeout=60, trust_env=False)  # no proxy knows what runs here
 
     def __enter__(self) -> Self:
         return self
