@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tidepool.errors import Forbidden, SpecError, StorageError, Unauthenticated
+from tidepool.errors import Forbidden, SpecError, StorageError, TryLater, Unauthenticated
 from tidepool.serve.auth import MOST_REMEMBERED, VERBS, Key, KeyFile, Keyring, digest
 from tidepool.serve.limits import Limit
-from tidepool.serve.queueing import TryLater
 
 
 def test_a_key_opens_what_it_was_made_for(tmp_path: Path) -> None:

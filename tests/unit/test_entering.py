@@ -9,10 +9,10 @@ import pytest
 
 from calls import Response, infer
 from lanes import Connection, application, double, wait_until
+from tidepool.errors import TryLater
 from tidepool.serve import shortcut
 from tidepool.serve.auth import Key, Keyring, digest
 from tidepool.serve.limits import Limit
-from tidepool.serve.queueing import TryLater
 from tidepool.serve.rest import ModelApp
 
 SLOW = {b"x-api-key": b"slow"}

@@ -202,14 +202,10 @@ def test_a_raw_answer_comes_with_its_length(send: Send) -> None:
     assert sum(head["parameters"]["binary_data_size"] for head in heads) == len(response.content) - length
 
 
-def test_a_header_length_that_is_no_number_is_refused(send: Send) -> None:
-    headers = {"inference-header-content-length": "x"}
+@pytest.mark.parametrize("length", ["x", "1" * 5000])
+def test_a_header_length_that_is_no_number_is_refused(send: Send, length: str) -> None:
+    headers = {"inference-header-content-length": length}
     assert send("POST", "/infer", headers=headers, content=infer_body()).status_code == 400
-
-
-def test_a_header_length_of_more_digits_than_python_reads_is_refused(send: Send) -> None:
-    headers = {"inference-header-content-length": "1" * 5000}
-    assert send("POST", "/infer", content=infer_body(), headers=headers).status_code == 400
 
 
 def test_a_model_that_is_not_loaded_is_not_ready() -> None:

@@ -144,7 +144,8 @@ def _from_json(carried: list[Any]) -> TidepoolError:
         document = json.loads(text)
         kind = getattr(errors, document.pop("kind"))
         if issubclass(kind, TidepoolError):
-            return kind(document.pop("what"), **document)
+            error: TidepoolError = kind(document.pop("what"), **document)
+            return error
     except (ValueError, TypeError, KeyError, AttributeError):
         pass
     return reserved("a block")

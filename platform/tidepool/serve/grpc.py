@@ -19,13 +19,12 @@ from typing import Any, Protocol
 import grpc
 
 from tidepool import __version__, errors
-from tidepool.errors import RequestTooLarge, TidepoolError, UnknownModel
+from tidepool.errors import RequestTooLarge, TidepoolError, TryLater, UnknownModel
 from tidepool.serve import health, protobuf, protocol, triton
 from tidepool.serve._pb2 import open_inference_pb2 as pb
 from tidepool.serve.auth import INFER, READ, Key, Keyring
 from tidepool.serve.dataplane import Dataplane
 from tidepool.serve.masking import outline
-from tidepool.serve.queueing import TryLater
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from tidepool import errors
-from tidepool.errors import InvalidRequest, TidepoolError, UnknownModel
+from tidepool.errors import InvalidRequest, TidepoolError, TryLater, UnknownModel
 from tidepool.serve import codecs, explaining, generating, triton
 from tidepool.serve.auth import EXPLAIN, INFER, READ, Key, Keyring
 from tidepool.serve.body import PATIENCE_S, Body, Receive, read_body, too_large
@@ -20,7 +20,7 @@ from tidepool.serve.dataplane import Dataplane
 from tidepool.serve.masking import outline
 from tidepool.serve.presence import holding, stream, unless_gone
 from tidepool.serve.protocol import InferResponse
-from tidepool.serve.queueing import TryLater, try_later
+from tidepool.serve.queueing import try_later
 
 log = logging.getLogger(__name__)
 
