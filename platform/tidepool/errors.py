@@ -16,6 +16,7 @@
     │   ├── NoCluster         no cluster is running
     │   └── PortInUse         a port that was asked for is taken
     ├── JobError              a submitted job failed
+    │   └── JobFailed         it ended without success, with an exit code
     └── RequestError          an inference request can't be answered
         ├── InvalidRequest    malformed JSON, or a tensor of wrong name, shape, datatype or count
         ├── RequestTooLarge   a body over the limit
@@ -23,6 +24,7 @@
         ├── Forbidden         a known key without the right to do this
         ├── UnknownModel      no such model or version is served here
         ├── Overloaded        the queue is full, or the deadline can't be met
+        │   └── TryLater      and when to come back; also a key over its rate or quota
         ├── ClientGone        the client went away before its answer was there
         ├── NotReady          the model is still being loaded
         └── DoesNotFit        a shared model is larger than the memory of all of them together
@@ -134,6 +136,13 @@ class JobError(TidepoolError):
     """A submitted job failed."""
 
 
+class JobFailed(JobError):
+    """A job ended without success; carries the exit code of its driver."""
+
+    exit_code: int | None = None
+    """As the driver ended: the job's failure is told apart by the same codes as a local one."""
+
+
 class RequestError(TidepoolError):
     """An inference request can't be answered."""
 
@@ -160,6 +169,12 @@ class UnknownModel(RequestError):
 
 class Overloaded(RequestError):
     """The queue is full, or the deadline can't be met."""
+
+
+class TryLater(Overloaded):
+    """Overloaded, with the seconds after which a request like this one should be taken."""
+
+    retry_after_s: float = 0.0
 
 
 class ClientGone(RequestError):

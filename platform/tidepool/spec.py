@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from tidepool import document
 from tidepool.errors import SpecError
 
-NAME = re.compile(r"[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?")
+NAME = re.compile(r"(?!gateway$)[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?")
 
 
 class Section(BaseModel):
@@ -210,7 +210,7 @@ class Spec(Section):
     @model_validator(mode="after")
     def _name_fits_urls(self) -> Self:
         if not NAME.fullmatch(self.name):
-            raise ValueError("name: needs 1 to 63 of a-z 0-9 - _, beginning and ending with a letter or digit")
+            raise ValueError("name: needs 1 to 63 of a-z 0-9 - _, a letter or digit at both ends, and not `gateway`")
         return self
 
     def digest(self, *sections: str) -> str:

@@ -61,9 +61,14 @@ def explained(action: str, where: object) -> Iterator[None]:
 
 
 def write_json(path: Path, document: Any, mode: int = 0o644) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never a part."""
+    """Write JSON as `write_text` does."""
+    write_text(path, json.dumps(document, indent=2), mode)
+
+
+def write_text(path: Path, text: str, mode: int = 0o644) -> None:
+    """Write text so that a reader sees the old file or the new one, never a part."""
     with explained("write", path):
-        _replace(path, json.dumps(document, indent=2).encode(), mode)
+        _replace(path, text.encode(), mode)
 
 
 @contextlib.contextmanager
@@ -280,9 +285,9 @@ def _swap(building: Path, target: Path) -> None:
 
 
 def _upload(building: Path, uri: str) -> None:
-    names = [p.relative_to(building).as_posix() for p in building.rglob("*") if p.is_file()]
-    for name in sorted(names, key=lambda name: name == MANIFEST):
-        _put(uri, name, (building / name).read_bytes())
+    files = [path for path in building.rglob("*") if path.is_file()]
+    for path in sorted(files, key=lambda path: path.name == MANIFEST):
+        _put(uri, path.relative_to(building).as_posix(), path.read_bytes())
 
 
 def _put(uri: str, name: str, content: bytes) -> None:

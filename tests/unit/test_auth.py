@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tidepool.errors import Forbidden, SpecError, StorageError, Unauthenticated
+from tidepool.errors import Forbidden, SpecError, StorageError, TryLater, Unauthenticated
 from tidepool.serve.auth import MOST_REMEMBERED, VERBS, Key, KeyFile, Keyring, digest
 from tidepool.serve.limits import Limit
-from tidepool.serve.queueing import TryLater
 
 
 def test_a_key_opens_what_it_was_made_for(tmp_path: Path) -> None:
@@ -79,8 +78,9 @@ def test_a_key_that_would_never_be_good_or_last_for_ever_is_refused(tmp_path: Pa
     assert store.load() == []
 
 
-def test_a_damaged_keys_file_is_reported(tmp_path: Path) -> None:
-    (tmp_path / "keys.json").write_text('[{"id": 3}]')
+@pytest.mark.parametrize("damaged", ['[{"id": 3}]', '{"a": 1}', "[1]", "3", "{"])
+def test_a_damaged_keys_file_is_reported(tmp_path: Path, damaged: str) -> None:
+    (tmp_path / "keys.json").write_text(damaged)
     with pytest.raises(StorageError, match=r"keys\.json"):
         KeyFile(tmp_path / "keys.json").load()
 
@@ -103,19 +103,21 @@ def test_a_key_made_before_there_were_verbs_has_them_all() -> None:
     assert (key.verbs, key.limit) == (VERBS, None)
 
 
-def test_a_key_over_its_limit_is_told_to_try_later_but_may_read(tmp_path: Path) -> None:
+def test_a_key_over_its_limit_is_told_to_try_later_but_is_known(tmp_path: Path) -> None:
     store = KeyFile(tmp_path / "keys.json")
     text = store.create("alice", limit=Limit(per_second=1, burst=2, per_day=100))
     ring = Keyring(store.load(), clock=lambda: 100.0)
-    assert ring.check(text, "digits", "infer").limit == Limit(1, 2, 100)
-    ring.check(text, "digits", "explain")
+    key = ring.check(text, "digits", "infer")
+    assert key.limit == Limit(1, 2, 100)
+    ring.charge(key)
+    ring.charge(key)
     with pytest.raises(TryLater) as refused:
-        ring.check(text, "digits", "infer")
+        ring.charge(key)
     assert refused.value.retry_after_s == pytest.approx(1.0)
     assert ring.check(text, "digits", "read")
     ring.replace(store.load())
     with pytest.raises(TryLater):
-        ring.check(text, "digits", "infer")
+        ring.charge(ring.check(text, "digits", "infer"))
 
 
 def test_what_is_remembered_of_a_key_is_gone_with_the_key_and_bounded() -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tidepool.errors import TryLater
 from tidepool.recipe import TensorSpec
 from tidepool.serve.batching import Batcher
 from tidepool.serve.protocol import Tensors
-from tidepool.serve.queueing import TryLater
 from tidepool.serve.stacking import Stacking
 
 STACKING = Stacking([TensorSpec("x", "FP32", (-1, 2))])

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gzip
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -75,6 +76,16 @@ def test_raw_bytes_elements_survive(items: list[bytes]) -> None:
 
 def test_integers_over_63_bits_stay_exact() -> None:
     assert codecs.decode(body(datatype="UINT64", data=[2**63 + 1, 1])).inputs["x"].tolist() == [2**63 + 1, 1]
+
+
+def test_texts_for_numbers_are_refused_before_numpy_makes_room_for_them() -> None:
+    sent = body(name="x", datatype="FP32", shape=[4000], data=["a" * 20_000, *[1] * 3999])
+    tracemalloc.start()
+    with pytest.raises(InvalidRequest, match="not FP32"):
+        codecs.decode(sent)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5e6
 
 
 def test_strings_travel_as_bytes() -> None:

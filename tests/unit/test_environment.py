@@ -8,6 +8,7 @@ import re
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import yaml
 from tidepool.cluster import environment, haproxy
 from tidepool.cluster.ports import Block
 from tidepool.cluster.processes import MARKER
+from tidepool.errors import ClusterError
 from tidepool.settings import Settings
 
 BLOCK = Block(20000)
@@ -160,6 +162,19 @@ def test_a_home_too_deep_for_sockets_gets_a_temporary_folder_of_its_own(tmp_path
         for settings in deep:
             environment.forget_run_folder(settings)
     assert not any(folder.exists() for folder in folders)
+
+
+def test_a_folder_that_no_cluster_made_is_left_alone() -> None:
+    with tempfile.TemporaryDirectory() as short:
+        settings = Settings(home=Path(short))
+        work = Path(short) / "run" / "thesis.txt"
+        work.parent.mkdir()
+        work.write_text("years")
+        with pytest.raises(ClusterError, match="isn't a cluster's folder"):
+            environment.new_run_folder(settings)
+        work.rename(Path(short) / "thesis.txt")
+        (environment.new_run_folder(settings) / "session").touch()
+        assert not (environment.new_run_folder(settings) / "session").exists()
 
 
 def test_variables_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from tidepool.serve import gateway, rest, triton
 @pytest.fixture
 def client() -> TestClient:
     entries = [*triton.index("digits", ["1", "2"]), *triton.index("iris", [], triton.UNAVAILABLE, "no room")]
-    return TestClient(gateway.build(served=lambda: entries))
+    return TestClient(gateway.build(served=lambda: entries, readiness=lambda: True))
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,11 @@ def client() -> TestClient:
 )
 def test_health_answers(client: TestClient, path: str, document: dict[str, bool]) -> None:
     assert client.get(path).json() == document
+
+
+def test_a_server_that_is_not_ready_says_so() -> None:
+    response = TestClient(gateway.build(served=list, readiness=lambda: False)).get("/v2/health/ready")
+    assert (response.status_code, response.json()) == (503, {"ready": False})
 
 
 def test_the_server_says_what_it_is(client: TestClient) -> None:
@@ -41,6 +46,11 @@ def test_the_index_lists_those_that_are_ready_on_request(client: TestClient) -> 
 def test_what_is_no_request_for_the_index_is_refused(client: TestClient, body: bytes) -> None:
     response = client.post("/v2/repository/index", content=body)
     assert (response.status_code, "ready" in response.json()["error"]) == (400, True)
+
+
+def test_a_question_that_is_longer_than_any_is_refused(client: TestClient) -> None:
+    response = client.post("/v2/repository/index", content=b" " * (gateway.LONGEST_QUESTION + 1))
+    assert (response.status_code, list(response.json())) == (413, ["error"])
 
 
 def test_every_status_of_a_failure_is_documented_where_requests_are_answered(client: TestClient) -> None:

@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 
 from letters import TEXT, Letters, write_letters
 from tidepool.artifact import GOLDEN, ONNX, WEIGHTS, new_artifact, open_artifact
-from tidepool.errors import InvalidRequest, Overloaded
+from tidepool.errors import InvalidRequest, Overloaded, TryLater
 from tidepool.serve.dataplane import Dataplane, Lineup, load_version
 from tidepool.serve.generating import Generating, Prompt, decode
-from tidepool.serve.queueing import TryLater
 from tidepool.serve.rest import ModelApp
 
 PREFIX = "/v2/models/letters"

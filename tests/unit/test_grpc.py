@@ -152,9 +152,15 @@ def test_what_is_told_of_a_model_needs_a_key(dataplane: Dataplane, call: str) ->
     assert refusal(dataplane, lambda client: getattr(client, call)(request))[0] == grpc.StatusCode.UNAUTHENTICATED
 
 
+@pytest.mark.parametrize("ready", [True, False])
+def test_the_gateway_is_ready_when_all_that_it_knows_is(ready: bool) -> None:
+    reception = Reception("nowhere", list, lambda: ready)
+    assert asyncio.run(reception.ServerReady(pb.ServerReadyRequest(), None)).ready is ready
+
+
 def test_the_gateway_lists_the_versions_of_all_models() -> None:
     entries = [*triton.index("digits", ["1"]), *triton.index("iris", [], triton.UNAVAILABLE, "no room")]
-    reception = Reception("nowhere", lambda: entries)
+    reception = Reception("nowhere", lambda: entries, lambda: True)
     for ready, names in ((False, ["digits", "iris"]), (True, ["digits"])):
         answer = asyncio.run(reception.RepositoryIndex(pb.RepositoryIndexRequest(ready=ready), None))
         assert [entry.name for entry in answer.models] == names

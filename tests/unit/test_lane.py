@@ -138,6 +138,20 @@ def test_a_client_that_goes_away_in_the_middle_of_its_body_gives_up_its_place() 
     run(main())
 
 
+def test_a_body_that_does_not_come_gives_up_its_place_and_its_connection() -> None:
+    async def main() -> None:
+        app = application(double)
+        app.patience_s = 0.01
+        connection = Connection(app)
+        connection.lane.data_received(head() + BODY[:10])
+        (said,) = await connection.bodies(1)
+        assert b"didn't come in time" in said
+        assert connection.wire.written.startswith(b"HTTP/1.1 400")
+        assert (connection.wire.closed, app.in_air) == (True, 0)
+
+    run(main())
+
+
 @pytest.mark.parametrize(
     "refused",
     [head(key="nobody") + BODY, head(length=LIMIT + 1) + b" " * (LIMIT + 1), head("/v2/models/other/infer") + BODY],

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidepool.errors import SpecError
+from tidepool.errors import SpecError, TryLater
 from tidepool.serve.limits import DAY_S, Limit, Limits, bucket
-from tidepool.serve.queueing import TryLater
 
 
 def let_through(limits: Limits, limit: Limit, requests: int, key: str = "alice") -> int:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidepool.errors import Overloaded
-from tidepool.serve.queueing import FairQueue, Ticket, TryLater
+from tidepool.errors import Overloaded, TryLater
+from tidepool.serve.queueing import FairQueue, Ticket
 
 Queue = FairQueue[Ticket]
 

@@ -202,8 +202,9 @@ def test_a_raw_answer_comes_with_its_length(send: Send) -> None:
     assert sum(head["parameters"]["binary_data_size"] for head in heads) == len(response.content) - length
 
 
-def test_a_header_length_that_is_no_number_is_refused(send: Send) -> None:
-    headers = {"inference-header-content-length": "x"}
+@pytest.mark.parametrize("length", ["x", "1" * 5000])
+def test_a_header_length_that_is_no_number_is_refused(send: Send, length: str) -> None:
+    headers = {"inference-header-content-length": length}
     assert send("POST", "/infer", headers=headers, content=infer_body()).status_code == 400
 
 

@@ -36,7 +36,7 @@ def ask(make_artifact: Callable[..., Path]) -> Ask:
     def call(name: str, request: Any) -> Any:
         async def once() -> Any:
             server = grpc.aio.server()
-            add_to_server(SharedServicer(servicers.get, lambda: index("1", ["1"])), server)
+            add_to_server(SharedServicer(servicers.get, lambda: index("1", ["1"]), lambda: True), server)
             port = server.add_insecure_port("127.0.0.1:0")
             await server.start()
             try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from PIL import Image
 from pyarrow import csv, fs, parquet
 
 from tidepool.data import sources
-from tidepool.data.readers import File, cut, format_of, read_parts
+from tidepool.data.readers import ERROR, File, cut, format_of, read_parts
+from tidepool.data.tasks import carries_errors, raise_carried
 from tidepool.errors import DataError, RecipeError
 from tidepool.recipe import ColumnCheck
 from tidepool.recipes.digits import Digits
@@ -163,6 +166,31 @@ def test_a_flipped_byte_in_a_parquet_page_is_found(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"can't read .*t\.parquet"):
         rows(path)
+
+
+def test_a_column_that_would_carry_an_error_is_refused(tmp_path: Path) -> None:
+    parquet.write_table(pa.table({"__error__": [b"anything"]}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"t\.parquet has a column of a name that is tidepool's own"):
+        rows(tmp_path / "t.parquet", {})
+
+
+def test_an_error_is_carried_as_words_and_nothing_else_is_made_of_it() -> None:
+    def refuse() -> Iterator[pa.Table]:
+        yield TABLE
+        raise DataError("no rows", seen=Path("a"), remedy="write some")
+
+    *_, block = carries_errors(refuse)()
+    with pytest.raises(DataError) as carried:
+        raise_carried(block)
+    assert str(carried.value) == "no rows. Seen: a. Remedy: write some."
+
+
+@pytest.mark.parametrize(
+    "forged", [pickle.dumps(KeyError()), b"{}", b"[]", b'{"kind": "annotations", "what": ""}', b'{"kind": 1}', None]
+)
+def test_what_no_task_has_carried_is_refused(forged: bytes | None) -> None:
+    with pytest.raises(DataError, match="a column of a name that is tidepool's own"):
+        raise_carried(pa.table({ERROR: pa.array([forged], pa.binary())}))
 
 
 def test_a_missing_source_says_where_it_was_looked_for(tmp_path: Path) -> None:

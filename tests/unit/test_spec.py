@@ -25,6 +25,12 @@ def test_a_model_may_rest_with_no_replica_and_no_worker(field: str) -> None:
     assert getattr(getattr(load_spec(DIGITS, [f"{field}=[0, 2]"]), section), name) == (0, 2)
 
 
+@pytest.mark.parametrize("name", ["gateway", "_shared"])
+def test_no_model_takes_the_place_of_tidepools_own_applications(name: str) -> None:
+    with pytest.raises(SpecError, match="and not `gateway`"):
+        spec_of({"name": name, "recipe": "a:A", "data": {"source": "builtin:a"}}, "here")
+
+
 def test_a_path_through_a_file_is_no_spec() -> None:
     with pytest.raises(SpecError, match="no such spec file"):
         load_spec(DIGITS / "spec.yaml")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tidepool.errors import TryLater
 from tidepool.serve.limits import DAY_S, Limit, Limits, Use
-from tidepool.serve.queueing import TryLater
 from tidepool.serve.tallies import SAVE_S, TallyKeeper, Totals, Uses, share
 
 NOON = 20_000 * DAY_S + DAY_S / 2

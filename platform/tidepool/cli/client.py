@@ -26,7 +26,7 @@ class Client:
         self._base = f"http://localhost:{running(settings).http_port}"
         self._settings, file = settings, settings.cli_key_file
         self._key = settings.api_key or (file.read_text() if file.exists() else "")
-        self._http = httpx.Client(timeout=60)
+        self._http = httpx.Client(timeout=60, trust_env=False)  # no proxy knows what runs here
 
     def __enter__(self) -> Self:
         return self

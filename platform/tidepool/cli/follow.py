@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tidepool.errors import ClusterError, JobError
+from tidepool.errors import ClusterError, JobFailed
 from tidepool.settings import Settings
 from tidepool.telemetry import progress
 
@@ -58,13 +58,6 @@ class SubmittedJob:
 
     client: JobSubmissionClient
     id: str
-
-
-class JobFailed(JobError):
-    """A job ended without success; carries the exit code of its driver."""
-
-    exit_code: int | None = None
-    """As the driver ended: the job's failure is told apart by the same codes as a local one."""
 
 
 def submit(settings: Settings, project: Path, arguments: list[str], json: bool = False) -> SubmittedJob:

@@ -69,6 +69,10 @@ LONGEST_SOCKET = len("/") + 56 + len("/admin.sock") + len(".1234567.tmp")
 """HAProxy's: a folder named by the 56 digits of the node id, and a temporary name with a process id."""
 
 
+OURS = ".tidepool"
+"""File in a run folder that tells it from one that is the user's."""
+
+
 def mark(settings: Settings) -> str:
     """What the ids of all clusters of this home begin with."""
     return hashlib.sha256(os.fsencode(settings.root)).hexdigest()[:10] + "-"
@@ -86,14 +90,18 @@ def new_run_folder(settings: Settings) -> Path:
     """The run folder, empty, for its owner alone: HAProxy's control socket in it is open to whoever can reach it.
 
     Raises:
-        ClusterError: it is somebody else's, or the temporary folder's path is too long as well.
+        ClusterError: it is somebody else's, or holds what no cluster put there; or the temporary folder's path is too
+            long as well.
     """
     folder = run_folder(settings)
     if len(os.fsencode(folder)) + LONGEST_SOCKET > SOCKET_PATH_LIMIT:
         raise ClusterError("the path for sockets is too long", seen=folder, remedy="set TMPDIR=/tmp")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / OURS).exists():
+        raise ClusterError(f"{folder} isn't a cluster's folder", seen=f"no {OURS} in it", remedy="move it elsewhere")
     shutil.rmtree(folder, ignore_errors=True)
     try:
         folder.mkdir(mode=0o700, parents=True)
+        (folder / OURS).touch()
     except OSError as error:
         raise ClusterError(f"{folder} can't be made", seen=error.strerror, remedy="remove it as its owner") from error
     return folder

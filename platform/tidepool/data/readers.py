@@ -40,6 +40,9 @@ SUFFIXES = {
 
 Columns = Mapping[str, ColumnCheck]
 
+ERROR = "__error__"
+"""Column of a block that carries an error between tasks; no source may have it."""
+
 
 @dataclass(frozen=True)
 class File:
@@ -94,12 +97,14 @@ def read_parts(parts: Iterable[Part], columns: Columns) -> Iterator[pa.Table]:
     `columns` are the recipe's: text formats read them so that nothing is lost by guessing a type.
 
     Raises:
-        DataError: a file is corrupt or not of its format; names the file.
+        DataError: a file is corrupt or not of its format, or has a column `ERROR`; names the file.
     """
     pending: list[pa.Table] = []
     size = 0
     for part in parts:
         for table in _read(part, columns):
+            if ERROR in table.column_names:
+                raise reserved(part.file.path)
             if pending and (table.schema != pending[0].schema or size > PIECE_BYTES):
                 yield pa.concat_tables(pending)
                 pending, size = [], 0
@@ -107,6 +112,11 @@ def read_parts(parts: Iterable[Part], columns: Columns) -> Iterator[pa.Table]:
             size += table.nbytes
     if pending:
         yield pa.concat_tables(pending)
+
+
+def reserved(where: str) -> DataError:
+    """The error of data that has a column `ERROR` of its own."""
+    return DataError(f"{where} has a column of a name that is tidepool's own", seen=ERROR, remedy="rename it")
 
 
 def _read(part: Part, columns: Columns) -> Iterator[pa.Table]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import json
 import logging
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -19,13 +19,12 @@ import pyarrow as pa
 import ray
 from ray.exceptions import RayError, RayTaskError, WorkerCrashedError
 
+from tidepool import errors
+from tidepool.data.readers import ERROR, reserved
 from tidepool.errors import DataError, TidepoolError
 from tidepool.telemetry.progress import Progress, quiet
 
 Item = TypeVar("Item")
-
-ERROR = "__error__"
-"""Column of a block that carries an error."""
 
 TASKS_PER_CPU = 2
 """Tasks submitted at once for each CPU: one that runs, and one whose inputs are fetched meanwhile."""
@@ -119,15 +118,37 @@ def carries_errors(function: Callable[..., Iterator[pa.Table]]) -> Callable[...,
         try:
             yield from function(*args, **kwargs)
         except TidepoolError as error:
-            yield pa.table({ERROR: [pickle.dumps(error)]})
+            yield pa.table({ERROR: [_to_json(error)]})
 
     return carrying
 
 
 def raise_carried(block: pa.Table) -> None:
-    """Raise the error that a block carries, if it does."""
+    """Raise the error that a block carries, if it does.
+
+    It may come from a file after all: what is made of it are words, and one of tidepool's own kinds of error.
+    """
     if ERROR in block.column_names:
-        raise pickle.loads(block[ERROR].drop_null()[0].as_py())
+        raise _from_json(block[ERROR].drop_null().to_pylist()[:1])
+
+
+def _to_json(error: TidepoolError) -> str:
+    kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
+    details = {"seen": error.seen, "allowed": error.allowed, "remedy": error.remedy}
+    return json.dumps({"kind": kind, "what": error.what, **details}, default=str)
+
+
+def _from_json(carried: list[Any]) -> TidepoolError:
+    try:
+        (text,) = carried
+        document = json.loads(text)
+        kind = getattr(errors, document.pop("kind"))
+        if issubclass(kind, TidepoolError):
+            error: TidepoolError = kind(document.pop("what"), **document)
+            return error
+    except (ValueError, TypeError, KeyError, AttributeError):
+        pass
+    return reserved("a block")
 
 
 @contextlib.contextmanager

@@ -106,7 +106,10 @@ async def send(url: str, due_s: Floats, timeout_s: float = 20.0) -> Answers:
             answers.failed += 1
 
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
-    async with httpx.AsyncClient(timeout=timeout_s, limits=limits) as client, asyncio.TaskGroup() as tasks:
+    async with (
+        httpx.AsyncClient(timeout=timeout_s, limits=limits, trust_env=False) as client,
+        asyncio.TaskGroup() as tasks,
+    ):
         for due in due_s.tolist():
             await asyncio.sleep(max(0.0, began + due - time.perf_counter()))
             tasks.create_task(once(client, due))

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tidepool import __version__
+from tidepool import __version__, storage
 from tidepool.artifact import Artifact, open_artifact
 from tidepool.errors import ModelNotFound
 from tidepool.pool import coordinator
 from tidepool.serve import autoscale, gateway, sharing, versions
-from tidepool.serve.auth import KeyFile
+from tidepool.serve.auth import KeyFile, digest
 from tidepool.serve.replica import Gateway, Model
 from tidepool.serve.rollout import LOGGING, announce, await_answer, await_listener, roll_out
 from tidepool.settings import Settings
@@ -71,10 +71,7 @@ def start(settings: Settings, http_port: int, grpc_port: int, host: str = "127.0
     """
     from ray import serve
 
-    if not settings.cli_key_file.exists():
-        key = KeyFile(settings.keys_file).create("cli")
-        settings.cli_key_file.touch(mode=0o600)
-        settings.cli_key_file.write_text(key)
+    ensure_cli_key(settings)
     serve.start(
         http_options={"host": host, "port": http_port},
         grpc_options={"port": grpc_port, "grpc_servicer_functions": ["tidepool.serve.grpc.add_to_server"]},
@@ -91,8 +88,21 @@ def start(settings: Settings, http_port: int, grpc_port: int, host: str = "127.0
     )(serve.ingress(gateway.build)(Gateway))
     address = f"127.0.0.1:{grpc_port}"
     roll_out(gateway.APPLICATION, "/", f"{__version__}:{address}", lambda: deployment.bind(address))
-    await_answer(http_port, "/v2/health/ready")
+    await_answer(http_port, "/v2/health/live")  # ready is what all that is served is
     await_listener(grpc_port)
+
+
+def ensure_cli_key(settings: Settings) -> None:
+    """Make the CLI's API key, unless it has one that the keys file knows.
+
+    Raises:
+        StorageError: either file can't be read or written.
+    """
+    keys, file = KeyFile(settings.keys_file), settings.cli_key_file
+    with storage.explained("read the CLI's key", file):
+        text = file.read_text() if file.exists() else ""
+    if digest(text) not in {key.sha256 for key in keys.load()}:
+        storage.write_text(file, keys.create("cli"), mode=0o600)
 
 
 def deploy(settings: Settings, name: str, http_port: int) -> Spec:

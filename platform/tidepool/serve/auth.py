@@ -76,7 +76,7 @@ class KeyFile:
             return [Key.from_json(entry) for entry in json.loads(self._path.read_text())]
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SpecError) as error:
             raise StorageError("the keys file can't be read", seen=f"{self._path}: {error}") from error
 
     def create(
@@ -144,21 +144,27 @@ class Keyring:
         self._let_in.clear()
 
     def check(self, text: str, model: str, verb: str) -> Key:
-        """The key that `text` is, or the token's; `verb` of `VERBS` is counted against its limit unless it reads.
+        """The key that `text` is, or the token's, if it opens `model` for `verb` of `VERBS`.
 
         Raises:
             Unauthenticated: no key, an unknown, revoked or expired one.
             Forbidden: the key doesn't open this model, or not for this.
-            TryLater: it has asked too often.
             NotReady: it is a token, and the issuer's keys aren't there yet.
         """
         asked = (text, model, verb)
         key = self._let_in.get(asked) or self._let_anew(asked)
         if key.expires is not None and key.expires < self._clock():
             raise Unauthenticated("the API key or token has expired", seen=key.id, remedy="get a new one")
-        if key.limit is not None and verb != READ:
-            self.limits.check(key.id, key.limit)
         return key
+
+    def charge(self, key: Key) -> None:
+        """Count a request against the key's limit: one that is let in, and doesn't just read.
+
+        Raises:
+            TryLater: it has asked too often.
+        """
+        if key.limit is not None:
+            self.limits.check(key.id, key.limit)
 
     def _let_anew(self, asked: tuple[str, str, str]) -> Key:
         key = self._known(*asked)

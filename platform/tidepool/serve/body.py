@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -11,18 +12,24 @@ from tidepool.errors import InvalidRequest, RequestTooLarge
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Body = bytes | bytearray
 
+PATIENCE_S = 60.0
+"""Seconds that a client may take to send a body: while it does it has a place that others may want."""
 WINDOW = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
 """zlib's window argument for each content encoding (RFC 9110, section 8.4.1)."""
 
 
-async def read_body(headers: dict[bytes, bytes], receive: Receive, limit: int) -> bytes:
+async def read_body(headers: dict[bytes, bytes], receive: Receive, limit: int, patience_s: float = PATIENCE_S) -> bytes:
     """The whole request body, unpacked if its `content-encoding` is gzip or deflate.
 
     Raises:
         RequestTooLarge: it is longer than `limit` bytes, as sent or unpacked; nothing is kept of it.
-        InvalidRequest: the client went away in the middle of it, or it can't be unpacked.
+        InvalidRequest: the client went away in the middle of it, or took too long; or it can't be unpacked.
     """
-    body = await _collect(receive, limit)
+    try:
+        async with asyncio.timeout(patience_s):
+            body = await _collect(receive, limit)
+    except TimeoutError:
+        raise too_slow(patience_s) from None
     encoding = headers.get(b"content-encoding")
     return body if encoding in (None, b"identity") else unpack(body, encoding, limit)
 
@@ -74,3 +81,8 @@ def too_large(size: int, limit: int) -> RequestTooLarge:
     return RequestTooLarge(
         "the body is too large", seen=f"{size} bytes", allowed=f"{limit} bytes", remedy="send fewer rows at once"
     )
+
+
+def too_slow(patience_s: float) -> InvalidRequest:
+    """The error of a body that hasn't come within `patience_s` seconds."""
+    return InvalidRequest("the body didn't come in time", allowed=f"{patience_s:g} s", remedy="send fewer rows at once")

@@ -12,25 +12,31 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import RedirectResponse
+from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
 from tidepool import __version__
 from tidepool.errors import TidepoolError, UnknownModel
 from tidepool.serve import openapi, protocol, triton, versions
+from tidepool.serve.body import read_body
+from tidepool.serve.readiness import RUNNING, is_ready
 from tidepool.serve.rest import error_body, status_of
 from tidepool.serve.triton import Index
 
 APPLICATION, SHARED_APPLICATION = "gateway", "_shared"
 """No model can have the latter's name."""
 MODEL_PREFIX = "/v2/models/"
+LONGEST_QUESTION = 1024
+"""Bytes of a request for the index, for which nobody needs a key."""
 
 
-def build(served: Callable[[], Index] | None = None) -> FastAPI:
-    """The FastAPI application; `served` lists the versions in service, by default those that Serve knows."""
+def build(served: Callable[[], Index] | None = None, readiness: Callable[[], bool] | None = None) -> FastAPI:
+    """The FastAPI application; `served` lists the versions in service, `readiness` says whether the server is ready, by
+    default as Serve knows it.
+    """
     from swagger_ui_bundle import swagger_ui_path
 
-    served = served or served_models
+    served, readiness = served or served_models, readiness or is_ready
     app = FastAPI(title="tidepool", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     app.mount("/docs/assets", StaticFiles(directory=swagger_ui_path))
 
@@ -62,12 +68,14 @@ def build(served: Callable[[], Index] | None = None) -> FastAPI:
         return {"live": True}
 
     @app.get("/v2/health/ready")
-    def ready() -> dict[str, bool]:
-        return {"ready": True}
+    async def ready() -> Response:
+        found = await asyncio.to_thread(readiness)
+        return JSONResponse({"ready": found}, 200 if found else 503)
 
     @app.post("/v2/repository/index")
     async def index(request: Request) -> Index:
-        ready_only = triton.wants_ready_only(await request.body())
+        body = await read_body(dict(request.headers.raw), request.receive, LONGEST_QUESTION)
+        ready_only = triton.wants_ready_only(body)
         return triton.listed(await asyncio.to_thread(served), ready_only)
 
     _explain_failures(app, served)
@@ -114,12 +122,13 @@ def served_models() -> Index:
 
     found: Index = []
     for name, status in serve.status().applications.items():
-        state = triton.READY if status.status == "RUNNING" else triton.UNAVAILABLE
+        # Serve's own message names files and machines: it is for whoever runs the server, and the index for everybody.
+        state, reason = (triton.READY, "") if status.status == RUNNING else (triton.UNAVAILABLE, status.status.value)
         models = _topic(versions.SHARED, {}) if name == SHARED_APPLICATION else [name]
         for model in models:
             if model != APPLICATION:
                 entries = _topic(f"model:{model}", {"entries": []})["entries"]
-                found += triton.index(model, [entry["version"] for entry in entries], state, status.message)
+                found += triton.index(model, [entry["version"] for entry in entries], state, reason)
     return found
 
 

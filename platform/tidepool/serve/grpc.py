@@ -19,13 +19,12 @@ from typing import Any, Protocol
 import grpc
 
 from tidepool import __version__, errors
-from tidepool.errors import RequestTooLarge, TidepoolError, UnknownModel
+from tidepool.errors import RequestTooLarge, TidepoolError, TryLater, UnknownModel
 from tidepool.serve import health, protobuf, protocol, triton
 from tidepool.serve._pb2 import open_inference_pb2 as pb
-from tidepool.serve.auth import INFER, READ, Keyring
+from tidepool.serve.auth import INFER, READ, Key, Keyring
 from tidepool.serve.dataplane import Dataplane
 from tidepool.serve.masking import outline
-from tidepool.serve.queueing import TryLater
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +174,11 @@ class Servicer:
                 allowed=f"{self._max_message_bytes} bytes",
                 remedy="send fewer rows at once",
             )
-        return await infer(self._dataplane, request, key)
+        if self._keyring is None or key is None:
+            return await infer(self._dataplane, request, "")
+        if self._dataplane.ready(request.model_version or None):
+            self._keyring.charge(key)
+        return await infer(self._dataplane, request, key.id)
 
     @failing_softly
     async def ModelConfig(self, request: pb.ModelConfigRequest, grpc_context: Context) -> pb.ModelConfigResponse:
@@ -200,11 +203,10 @@ class Servicer:
         versions = self._dataplane.lineup.versions
         return protobuf.repository_index(triton.index(self._dataplane.model, versions))
 
-    def _admit(self, model: str, grpc_context: Context, verb: str) -> str:
-        """The id of the caller's key, which is good for `verb`; empty where none is needed."""
-        key = (
-            "" if self._keyring is None else self._keyring.check(api_key(grpc_context), self._dataplane.model, verb).id
-        )
+    def _admit(self, model: str, grpc_context: Context, verb: str) -> Key | None:
+        """The caller's key, which is good for `verb`; None where none is needed."""
+        keyring = self._keyring
+        key = None if keyring is None else keyring.check(api_key(grpc_context), self._dataplane.model, verb)
         check_name(model, self._dataplane)
         return key
 

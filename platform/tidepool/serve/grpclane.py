@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from tidepool.errors import NotReady
 from tidepool.serve import eager, framing, shortcut
 from tidepool.serve._pb2 import open_inference_pb2 as pb
-from tidepool.serve.body import too_large
+from tidepool.serve.body import too_large, too_slow
 from tidepool.serve.framing import FRAME, NAME, PATH, Refused
 from tidepool.serve.grpc import Failure, check_name, failure, infer
 from tidepool.serve.rest import ModelApp
@@ -37,6 +37,7 @@ class Call:
         self._size = 0
         self._answering: asyncio.Task[bytes | Failure] | None = None
         self._alarm: asyncio.TimerHandle | None = None
+        self._patience: asyncio.TimerHandle | None = None
         try:
             self._enter()
         except Refused as refused:
@@ -59,6 +60,12 @@ class Call:
         if seconds is not None:
             self._alarm = self._lane.loop.call_later(seconds, self._settle, framing.LATE)
 
+    def await_body(self) -> None:
+        """Its body comes in pieces: not for ever."""
+        if self._app is not None and not self.response_complete:
+            late = failure(too_slow(self._app.patience_s), NAME)
+            self._patience = self._lane.loop.call_later(self._app.patience_s, self._settle, late)
+
     def take(self, data: bytes) -> None:
         """Some bytes of its body have come."""
         if self._app is None or self.response_complete:
@@ -73,6 +80,8 @@ class Call:
         """All of them have come."""
         if self._app is None or self.response_complete:
             return
+        if self._patience is not None:
+            self._patience.cancel()
         outcome = eager.start(self._answer(self._app))
         if isinstance(outcome, asyncio.Task):
             self._answering = outcome
@@ -116,8 +125,9 @@ class Call:
             return
         self.response_complete = True
         self._parts.clear()
-        if self._alarm is not None:
-            self._alarm.cancel()
+        for timer in (self._alarm, self._patience):
+            if timer is not None:
+                timer.cancel()
         if self._app is not None:
             self._app.leave()
         if self._answering is not None:
@@ -166,7 +176,7 @@ class GrpcLane(HttpToolsProtocol):
         elif self.cycle is not None and not self.cycle.response_complete:
             self.transport.close()  # HAProxy sends no call before the last answer, and nobody else should
         else:
-            self._begin(Call(self, dict(self.headers), self.parser.should_keep_alive()))
+            self._begin(Call(self, dict(self.headers), self.parser.should_keep_alive())).await_body()
 
     def _is_call(self) -> bool:
         parser = self.parser

@@ -62,13 +62,16 @@ def _packed(datatype: str, data: list[Any]) -> bytearray:
 
 def _numbers(name: str, datatype: str, dtype: np.dtype[Any], data: list[Any]) -> npt.NDArray[Any]:
     try:
+        exact = np.array(data, dtype=np.object_)
+        if str in set(map(type, exact.reshape(-1))):  # numpy would make all values as wide as the longest text
+            raise InvalidRequest(f"input {name} holds values that are not {datatype}", seen=_offender(exact, dtype))
         parsed = np.array(data)
     except (ValueError, TypeError, OverflowError):
         raise InvalidRequest(f"the data of input {name} is ragged or not {datatype}") from None
     if not parsed.size:
         return np.empty(parsed.shape, dtype)
     if datatype == "UINT64" and parsed.dtype.kind == "f":
-        parsed = _large_integers(parsed, data)
+        parsed = _large_integers(parsed, exact)
     if parsed.dtype.kind not in _KINDS[dtype.kind]:
         raise InvalidRequest(f"input {name} holds values that are not {datatype}", seen=_offender(parsed, dtype))
     with np.errstate(over="ignore"):
@@ -85,9 +88,8 @@ def _numbers(name: str, datatype: str, dtype: np.dtype[Any], data: list[Any]) ->
     return values
 
 
-def _large_integers(parsed: npt.NDArray[Any], data: list[Any]) -> npt.NDArray[Any]:
+def _large_integers(parsed: npt.NDArray[Any], exact: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Integers of 2**63 and more beside smaller ones, which numpy alone would make floats of."""
-    exact = np.array(data, dtype=np.object_)
     return exact.astype(np.uint64) if all(type(n) is int and n >= 0 for n in exact.reshape(-1)) else parsed
 
 

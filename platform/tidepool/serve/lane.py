@@ -17,12 +17,12 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from tidepool.errors import TidepoolError
 from tidepool.serve import eager, shortcut
+from tidepool.serve.body import too_slow
 from tidepool.serve.grpclane import GrpcLane
 from tidepool.serve.heads import END, LONGEST_HEAD, fields
-from tidepool.serve.rest import Answer, ModelApp
+from tidepool.serve.rest import MOST_DIGITS, Answer, ModelApp, failed
 
 OPENING = b"POST /v2/"
-MOST_DIGITS = 15
 REQUEST_LINE = re.compile(rb"POST (/v2/models/[\w.-]+)(?:/versions/([\w.-]+))?/infer HTTP/1\.1")
 DETOURS = frozenset([b"transfer-encoding", b"content-encoding"])
 """Headers that mean more than this lane knows."""
@@ -66,6 +66,8 @@ class Lane(GrpcLane):
     """The id of its API key."""
     _body: bytearray
     """What has come of its body, unless it came at once."""
+    _alarm: asyncio.TimerHandle | None = None
+    """Until it has come, unless it came at once."""
     _answering: asyncio.Task[Answer] | None = None
     _early = b""
     """What came before its answer was there: the beginning of the next one."""
@@ -91,13 +93,14 @@ class Lane(GrpcLane):
         if app is None or missing < 0:
             return False
         try:
-            self._key = app.enter(head.headers, head.length)
+            self._key = app.enter(head.headers, head.length, head.version)
         except TidepoolError:
             return False
         self._unset_keepalive_if_required()
         self._head, self._app = head, app
         if missing:
             self._body = bytearray(data[end + len(END) :])
+            self._alarm = self.loop.call_later(app.patience_s, self._give_up)
         else:
             self._start(head, data[end + len(END) :])
         return True
@@ -107,7 +110,17 @@ class Lane(GrpcLane):
         self._body += data[:missing]
         if len(self._body) == head.length:
             body, self._body, self._early = self._body, bytearray(), data[missing:]
+            self._be_calm()
             self._start(head, body)
+
+    def _give_up(self) -> None:
+        """The body hasn't come in time. What comes of it now is nothing: the connection ends."""
+        self._last = True
+        self._write(failed(too_slow(self._app.patience_s), self._app.dataplane.model))
+
+    def _be_calm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
 
     def _start(self, head: Head, body: bytes | bytearray) -> None:
         answer = eager.start(self._app.infer(head.headers, body, head.version, self._key))
@@ -151,6 +164,7 @@ class Lane(GrpcLane):
         if self._answering is not None:
             self._answering.cancel()
         elif self._head is not None:
+            self._be_calm()
             self._leave()
         super().connection_lost(exc)
 

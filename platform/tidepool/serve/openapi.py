@@ -15,10 +15,10 @@ def document() -> Json:
     paths: Json = {
         "/v2": {"get": _operation("Server metadata", "ServerMetadata")},
         "/v2/health/live": {"get": _operation("Whether the server is live", "Live")},
-        "/v2/health/ready": {"get": _operation("Whether the server is ready", "Ready")},
+        "/v2/health/ready": {"get": _ready("Whether the server is ready", "Ready", [], (503,))},
         "/v2/repository/index": {
             "post": {
-                **_operation("The versions that are served", "RepositoryIndex", errors=(400,)),
+                **_operation("The versions that are served", "RepositoryIndex", errors=(400, 413)),
                 "requestBody": _body("RepositoryIndexRequest", {"ready": True}, required=False),
             }
         },
@@ -28,7 +28,7 @@ def document() -> Json:
         ("/v2/models/{model}/versions/{version}", [_path("model"), _path("version")]),
     ):
         paths[base] = {"get": _operation("Model metadata", "ModelMetadata", parameters, _GUARDED)}
-        paths[f"{base}/ready"] = {"get": _ready(parameters)}
+        paths[f"{base}/ready"] = {"get": _ready("Whether the model is ready", "ModelReady", parameters, (404, 503))}
         paths[f"{base}/config"] = {
             "get": _operation("Triton's model configuration", "ModelConfig", parameters, _GUARDED)
         }
@@ -76,12 +76,12 @@ def _operation(
     return {**operation, "security": [{"key": []}]} if 401 in errors else operation
 
 
-def _ready(parameters: list[Json]) -> Json:
-    """A model says that it isn't ready as it says that it is; where there is none, there is an error."""
-    operation = _operation("Whether the model is ready", "ModelReady", parameters, (404, 503))
-    for status in ("404", "503"):
-        either = {"anyOf": [_ref("ModelReady"), _ref("Error")]}
-        operation["responses"][status]["content"]["application/json"]["schema"] = either
+def _ready(summary: str, schema: str, parameters: list[Json], errors: tuple[int, ...]) -> Json:
+    """Who isn't ready says so as who is; where there is nobody, there is an error."""
+    operation = _operation(summary, schema, parameters, errors)
+    for status in errors:
+        either = {"anyOf": [_ref(schema), _ref("Error")]}
+        operation["responses"][str(status)]["content"]["application/json"]["schema"] = either
     return operation
 
 

@@ -19,18 +19,12 @@ from heapq import heappop, heappush, heapreplace
 from itertools import count
 from typing import Any, Generic, TypeVar
 
-from tidepool.errors import Overloaded
+from tidepool.errors import TryLater
 
 LOOKAHEAD = 256
 """Requests of one key that are looked at in search of one that fits a batch."""
 IDLE_FLOWS = 64
 """Keys without waiting requests that a priority remembers; more are forgotten once they owe nothing."""
-
-
-class TryLater(Overloaded):
-    """Overloaded, with the seconds after which a request like this one should be taken."""
-
-    retry_after_s: float = 0.0
 
 
 def try_later(what: str, retry_after_s: float, *, seen: object = None, allowed: object = None) -> TryLater:

@@ -60,17 +60,17 @@ def _about_a_model(name: str) -> Callable[[Any, Any, Any], Awaitable[Any]]:
 class Desk:
     """The calls about no model."""
 
-    def __init__(self, served: Callable[[], Index]) -> None:
-        """`served` lists the versions in service."""
-        self._served = served
+    def __init__(self, served: Callable[[], Index], readiness: Callable[[], bool]) -> None:
+        """`served` lists the versions in service, `readiness` says whether all of them answer."""
+        self._served, self._readiness = served, readiness
 
     async def ServerLive(self, request: pb.ServerLiveRequest, grpc_context: Any) -> pb.ServerLiveResponse:
         """The server answers."""
         return pb.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: pb.ServerReadyRequest, grpc_context: Any) -> pb.ServerReadyResponse:
-        """It takes requests."""
-        return pb.ServerReadyResponse(ready=True)
+        """All that is in service answers."""
+        return pb.ServerReadyResponse(ready=await asyncio.to_thread(self._readiness))
 
     async def ServerMetadata(self, request: pb.ServerMetadataRequest, grpc_context: Any) -> pb.ServerMetadataResponse:
         """Name, version and extensions of the server."""
@@ -86,9 +86,9 @@ class Desk:
 class Reception(Desk):
     """The protocol's calls at the gateway."""
 
-    def __init__(self, address: str, served: Callable[[], Index]) -> None:
-        """`address` is `host:port` of the front end; `served` lists the versions in service."""
-        super().__init__(served)
+    def __init__(self, address: str, served: Callable[[], Index], readiness: Callable[[], bool]) -> None:
+        """`address` is `host:port` of the front end; the others are a `Desk`'s."""
+        super().__init__(served, readiness)
         self._address = address
         self._channel: Any = None
 

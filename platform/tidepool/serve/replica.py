@@ -10,6 +10,7 @@ from tidepool.serve import gateway, grpc, shortcut, versions
 from tidepool.serve.admission import Admission
 from tidepool.serve.dataplane import Dataplane
 from tidepool.serve.host import Host
+from tidepool.serve.readiness import is_ready
 from tidepool.serve.reception import Reception
 from tidepool.serve.rest import ModelApp
 from tidepool.serve.versions import VersionTable
@@ -64,4 +65,4 @@ class Gateway:
     """The replica at `/`: what is about no model, and what is about none that is served."""
 
     def __init__(self, grpc_address: str) -> None:
-        grpc.answer_with(self, Reception(grpc_address, gateway.served_models))
+        grpc.answer_with(self, Reception(grpc_address, gateway.served_models, is_ready))

@@ -12,15 +12,15 @@ from typing import Any
 import orjson
 
 from tidepool import errors
-from tidepool.errors import InvalidRequest, TidepoolError, UnknownModel
+from tidepool.errors import InvalidRequest, TidepoolError, TryLater, UnknownModel
 from tidepool.serve import codecs, explaining, generating, triton
-from tidepool.serve.auth import EXPLAIN, INFER, READ, Keyring
-from tidepool.serve.body import Body, Receive, read_body, too_large
+from tidepool.serve.auth import EXPLAIN, INFER, READ, Key, Keyring
+from tidepool.serve.body import PATIENCE_S, Body, Receive, read_body, too_large
 from tidepool.serve.dataplane import Dataplane
 from tidepool.serve.masking import outline
 from tidepool.serve.presence import holding, stream, unless_gone
 from tidepool.serve.protocol import InferResponse
-from tidepool.serve.queueing import TryLater, try_later
+from tidepool.serve.queueing import try_later
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,8 @@ OCTETS = (b"content-type", b"application/octet-stream")
 EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 PNG = (b"content-type", b"image/png")
 BINARY_LENGTH = b"inference-header-content-length"
+MOST_DIGITS = 15
+"""Of a length in bytes."""
 
 
 def status_of(error: TidepoolError) -> int:
@@ -63,11 +65,18 @@ class ModelApp:
     """The routes below `/v2/models/<model>`."""
 
     def __init__(
-        self, dataplane: Dataplane, keyring: Keyring | None, max_body_bytes: int, max_in_air: int = sys.maxsize
+        self,
+        dataplane: Dataplane,
+        keyring: Keyring | None,
+        max_body_bytes: int,
+        max_in_air: int = sys.maxsize,
+        patience_s: float = PATIENCE_S,
     ) -> None:
-        """`max_in_air`: inference requests at a time; one more is refused before its body is read."""
+        """`max_in_air`: inference requests at a time; one more is refused before its body is read. `patience_s`: how
+        long a body may take to come.
+        """
         self.dataplane, self._keyring = dataplane, keyring
-        self.max_body_bytes, self._max_in_air = max_body_bytes, max_in_air
+        self.max_body_bytes, self._max_in_air, self.patience_s = max_body_bytes, max_in_air, patience_s
         self.in_air = 0
         """Requests that were let in and haven't left."""
 
@@ -78,15 +87,16 @@ class ModelApp:
         try:
             status, headers, body = await self._answer(scope, receive)
         except Exception as error:
-            status, headers, body = _failure(error, self.dataplane.model)
+            status, headers, body = failed(error, self.dataplane.model)
         if isinstance(body, bytes):
             await respond(send, status, headers, body)
         else:
             await stream(send, receive, headers, body)
 
-    def enter(self, headers: Mapping[bytes, bytes], length: int, verb: str = INFER) -> str:
+    def enter(self, headers: Mapping[bytes, bytes], length: int, version: str | None = None, verb: str = INFER) -> str:
         """Let in a request to infer or to explain, by `verb`, that will be `length` bytes long, or 0 where that isn't
-        known; who was let in leaves. Returns the id of its API key, empty where none is needed.
+        known; who was let in leaves. Returns the id of its API key, empty where none is needed; the key is charged
+        unless the version isn't there to answer.
 
         Raises:
             Unauthenticated: no good key.
@@ -94,13 +104,15 @@ class ModelApp:
             TryLater: the replica has its hands full, or the key has asked too often.
             RequestTooLarge: it is longer than allowed.
         """
-        key = self._authorize(headers, verb)
+        key = self._authenticate(headers, verb)
         if self.in_air >= self._max_in_air:
             raise try_later("the replica has its hands full", self.dataplane.backlog_s, seen=f"{self.in_air} requests")
         if length > self.max_body_bytes:
             raise too_large(length, self.max_body_bytes)
+        if self._keyring is not None and key is not None and self.dataplane.ready(version):
+            self._keyring.charge(key)
         self.in_air += 1
-        return key
+        return "" if key is None else key.id
 
     def leave(self) -> None:
         """A request that was let in has its answer, or won't get one."""
@@ -112,7 +124,7 @@ class ModelApp:
             request = codecs.decode(body, _json_length(headers))
             return _encoded(await self.dataplane.infer(request, version, key))
         except Exception as error:
-            return _failure(error, self.dataplane.model)
+            return failed(error, self.dataplane.model)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Answer | tuple[int, Headers, Stream]:
         path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
@@ -151,9 +163,9 @@ class ModelApp:
         if scope["method"] != "POST":
             return _wrong_method(b"POST")
         headers = dict(scope["headers"])
-        key = self.enter(headers, _declared(headers), verb)
+        key = self.enter(headers, _declared(headers), version, verb)
         try:
-            body = await read_body(headers, receive, self.max_body_bytes)
+            body = await read_body(headers, receive, self.max_body_bytes, self.patience_s)
             if verb == EXPLAIN:
                 return await unless_gone(self._explain(headers, body, version, key), receive)
             answering = self.infer(headers, body, version, key)
@@ -175,9 +187,9 @@ class ModelApp:
         if scope["method"] != "POST":
             return _wrong_method(b"POST")
         headers = dict(scope["headers"])
-        self.enter(headers, _declared(headers))
+        self.enter(headers, _declared(headers), version)
         try:
-            prompt = generating.decode(await read_body(headers, receive, self.max_body_bytes))
+            prompt = generating.decode(await read_body(headers, receive, self.max_body_bytes, self.patience_s))
             async with contextlib.AsyncExitStack() as hold:
                 await hold.enter_async_context(self.dataplane.held())
                 what = self.dataplane.model, self.dataplane.choose(version), prompt
@@ -201,7 +213,7 @@ class ModelApp:
     ) -> Answer:
         if scope["method"] not in ("GET", "HEAD"):
             return _wrong_method(b"GET, HEAD")
-        self._authorize(dict(scope["headers"]), READ)
+        self._authenticate(dict(scope["headers"]), READ)
         return 200, [JSON], orjson.dumps(await tell(version))
 
     async def _metadata(self, version: str | None) -> dict[str, Any]:
@@ -214,21 +226,26 @@ class ModelApp:
     async def _config(self, version: str | None) -> dict[str, Any]:
         return triton.config(await self._metadata(version))
 
-    def _authorize(self, headers: Mapping[bytes, bytes], verb: str) -> str:
-        """The id of the caller's key, which is good for `verb`; empty where none is needed."""
+    def _authenticate(self, headers: Mapping[bytes, bytes], verb: str) -> Key | None:
+        """The caller's key, which is good for `verb`; None where none is needed."""
         if self._keyring is None:
-            return ""
+            return None
         text = headers.get(b"x-api-key") or headers.get(b"authorization", b"").removeprefix(b"Bearer ")
-        return self._keyring.check(text.decode("latin-1").strip(), self.dataplane.model, verb).id
+        return self._keyring.check(text.decode("latin-1").strip(), self.dataplane.model, verb)
 
 
 def _declared(headers: Mapping[bytes, bytes]) -> int:
     """The length that a body is said to have, or 0."""
     declared = headers.get(b"content-length", b"0")
-    return int(declared) if declared.isdigit() else 0
+    return int(declared) if _is_number(declared) else 0
 
 
-def _failure(error: Exception, model: str) -> Answer:
+def _is_number(text: bytes) -> bool:
+    return text.isdigit() and len(text) <= MOST_DIGITS
+
+
+def failed(error: Exception, model: str) -> Answer:
+    """The answer that tells of an error; one that wasn't raised on purpose is logged, without its insides."""
     if not isinstance(error, TidepoolError):
         log.error("answering for %s failed: %s", model, outline(error))
         return 500, [JSON], error_body(f"the model failed: {type(error).__name__}")
@@ -267,6 +284,6 @@ def _json_length(headers: Mapping[bytes, bytes]) -> int | None:
     text = headers.get(BINARY_LENGTH)
     if text is None:
         return None
-    if not text.isdigit():
+    if not _is_number(text):
         raise InvalidRequest("Inference-Header-Content-Length is not a number", seen=text.decode("latin-1"))
     return int(text)

@@ -73,7 +73,7 @@ def await_answer(http_port: int, path: str, deadline_s: float = 30.0) -> None:
     seen: object = None
     while time.monotonic() < until:
         try:
-            seen = httpx.get(f"http://127.0.0.1:{http_port}{path}", timeout=2.0).status_code
+            seen = httpx.get(f"http://127.0.0.1:{http_port}{path}", timeout=2.0, trust_env=False).status_code
         except httpx.TransportError as error:
             seen = error
         if seen == 200:

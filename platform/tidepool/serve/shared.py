@@ -18,6 +18,7 @@ from tidepool.serve import gateway, grpc, shortcut, versions
 from tidepool.serve.admission import Admission
 from tidepool.serve.body import Receive
 from tidepool.serve.grpc import CALLS, Servicer
+from tidepool.serve.readiness import is_ready
 from tidepool.serve.reception import Desk, refuse, subject
 from tidepool.serve.rest import JSON, ModelApp, Scope, Send, respond
 from tidepool.serve.scale import Scale
@@ -56,7 +57,7 @@ class Shared:
         except ClusterError:
             revision = 0  # so that those that are missing are tried again
         self._following = asyncio.create_task(versions.follow(versions.SHARED, self._apply, revision))
-        grpc.answer_with(self, SharedServicer(self._servicer, gateway.served_models))
+        grpc.answer_with(self, SharedServicer(self._servicer, gateway.served_models, is_ready))
         # What is here now stays: the collector, which stops everything, needn't look at it again and again.
         gc.collect()
         gc.freeze()
@@ -166,8 +167,10 @@ def _about_a_model(name: str) -> Callable[[Any, Any, Any], Awaitable[Any]]:
 class SharedServicer(Desk):
     """The protocol's calls for all models of a replica: each goes to the servicer of the model that it names."""
 
-    def __init__(self, servicer: Callable[[str], Servicer | None], served: Callable[[], Index]) -> None:
-        super().__init__(served)
+    def __init__(
+        self, servicer: Callable[[str], Servicer | None], served: Callable[[], Index], readiness: Callable[[], bool]
+    ) -> None:
+        super().__init__(served, readiness)
         self.servicer = servicer
 
     ModelReady = _about_a_model("ModelReady")

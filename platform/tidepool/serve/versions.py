@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -105,13 +106,20 @@ LONGEST_RETRY_S = 10.0
 
 
 class TableKeeper:
-    """The actor's class. A topic's revision goes up by one with each change of its value."""
+    """The actor's class. A topic's revision goes up with each change of its value, and begins at the time of the first:
+    one that is started anew, when Ray has replaced it, doesn't tell two values by the same number.
+    """
 
-    def __init__(self, read: Callable[[str], Any] | None = None, poll_s: float = POLL_S) -> None:
+    def __init__(
+        self,
+        read: Callable[[str], Any] | None = None,
+        poll_s: float = POLL_S,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
         settings = self._settings = Settings()
         self._read = read or (lambda topic: read_topic(settings, topic))
         self._watches = Watches()
-        self._poll_s = poll_s
+        self._poll_s, self._clock = poll_s, clock
         self._values: dict[str, tuple[int, Any]] = {}
         self._notes: dict[str, str] = {}
         self._changed = asyncio.Condition()
@@ -119,7 +127,7 @@ class TableKeeper:
         self._watcher: asyncio.Task[None] | None = None
 
     async def wait(self, topic: str, seen: int = 0) -> tuple[int, Any]:
-        """The (revision, value) of a topic once its revision is over `seen`, or after `HOLD_S` as it is.
+        """The (revision, value) of a topic once its revision is another than `seen`, or after `HOLD_S` as it is.
 
         Raises:
             ModelNotFound: the topic's model isn't in the registry, or has no champion.
@@ -128,7 +136,7 @@ class TableKeeper:
         if topic not in self._values:
             await self.refresh(topic)
         async with self._changed:
-            news = self._changed.wait_for(lambda: self._values[topic][0] > seen)
+            news = self._changed.wait_for(lambda: self._values[topic][0] != seen)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(news, HOLD_S)
             return self._values[topic]
@@ -137,8 +145,8 @@ class TableKeeper:
         """Read a topic anew and tell those who wait; returns its revision."""
         async with self._reading:
             value = await asyncio.to_thread(self._read, topic)
-            revision, known = self._values.get(topic, (0, None))
-            if revision and value == known:
+            revision, known = self._values.get(topic, (self._clock(), None))
+            if topic in self._values and value == known:
                 return revision
             async with self._changed:
                 self._values[topic] = (revision + 1, value)
@@ -176,8 +184,10 @@ class TableKeeper:
             for topic in list(self._values):
                 try:
                     await self.refresh(topic)
-                except TidepoolError as error:
-                    log.warning("the table of %s stays as it was: %s", topic, error)
+                except Exception as error:
+                    # Whatever is wrong with one topic, the others are still looked at. A bug's place is wanted.
+                    is_bug = not isinstance(error, TidepoolError)
+                    log.warning("the table of %s stays as it was: %s", topic, error, exc_info=is_bug)
 
 
 def keeper() -> Any:
