@@ -121,7 +121,7 @@ def new_folder(uri: str, facts: Mapping[str, Any] | None = None) -> Iterator[Pat
         StorageError: the disk is full, or `uri` can't be written.
     """
     target = None if is_remote(uri) else local_path(uri)
-    parent = Path(tempfile.gettempdir()) if target is None else target.parent
+    parent = target.parent if target else Path(tempfile.gettempdir())
     with explained("write", uri):
         parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=BUILDING, dir=parent))
@@ -129,10 +129,7 @@ def new_folder(uri: str, facts: Mapping[str, Any] | None = None) -> Iterator[Pat
         with explained("write", uri):
             yield building
             _seal(building, facts or {})
-            if target is None:
-                _upload(building, uri)
-            else:
-                _swap(building, target)
+            _swap(building, target) if target else _upload(building, uri)
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
@@ -272,16 +269,13 @@ def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
 def _swap(building: Path, target: Path) -> None:
     """Put `building` in the place of `target`, which is deleted only then, and comes back if that fails."""
     building.chmod(0o755)
-    before = building.with_name(f"{building.name}-before")
-    if target.is_dir():
-        os.rename(target, before)
-    try:
-        os.rename(building, target)
-    except OSError:
-        if before.exists():
-            os.rename(before, target)
-        raise
-    shutil.rmtree(before, ignore_errors=True)
+    with contextlib.ExitStack() as undo:
+        if target.is_dir():
+            before = target.rename(building.with_name(f"{building.name}-before"))
+            undo.callback(before.rename, target)
+        building.rename(target)
+        undo.pop_all()
+    shutil.rmtree(f"{building}-before", ignore_errors=True)
 
 
 def _upload(building: Path, uri: str) -> None:

@@ -26,8 +26,8 @@ pytestmark = pytest.mark.usefixtures("home")
 class Autoscaled(Model):
     """What Serve asks for its vitals."""
 
-    def __init__(self, dataplane: Dataplane) -> None:
-        self._dataplane, self._vitals = dataplane, Vitals(0.1)
+    def __init__(self, dataplane: Dataplane, host: Host) -> None:
+        self._dataplane, self._host, self._vitals = dataplane, host, Vitals(0.1)
 
 
 class Replica:
@@ -70,7 +70,7 @@ def damage(folder: Path) -> None:
 
 def test_a_replica_tells_what_requests_cost_before_the_first_one_comes(versions: list[Path]) -> None:
     replica, objective = Replica(), Objective(0.1)
-    autoscaled = Autoscaled(replica.dataplane)
+    autoscaled = Autoscaled(replica.dataplane, replica.host)
     assert asyncio.run(autoscaled.record_autoscaling_stats()).keys() == {"busy", "late", "arriving"}
     replica.told(1, v1=versions[0])
     vitals = {name: [value] for name, value in asyncio.run(autoscaled.record_autoscaling_stats()).items()}
