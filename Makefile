@@ -4,8 +4,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-PARTS := test-training test-faults test-integration test-e2e test-unit
-TRAINING := $(wildcard tests/integration/test_pool*.py) tests/integration/test_trainer.py
+PARTS := test-faults test-pool test-training test-e2e test-serving test-integration test-unit
+POOL := $(wildcard tests/integration/test_pool*.py)
+TRAINING := tests/integration/test_trainer.py tests/faults/test_training_kill.py
+SERVING := $(addprefix tests/integration/,test_equip.py test_grpc.py test_local_cluster.py test_serving.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo fix check test foreign bench docs up down constraints
@@ -34,20 +36,26 @@ check: install ## format, lint and types, nothing changed
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
-test: install ## the test suite, three parts at a time: tests of clusters wait as much as they compute
-	@$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target $(PARTS)
+test: install ## the test suite, four parts at a time: tests of clusters wait as much as they compute
+	@$(MAKE) --no-print-directory --jobs=4 --keep-going --output-sync=target $(PARTS)
+
+test-faults: install
+	@$(BIN)/pytest -q --durations=10 tests/faults $(addprefix --ignore=,$(TRAINING))
+
+test-pool: install
+	@$(BIN)/pytest -q --durations=10 $(POOL)
 
 test-training: install
 	@$(BIN)/pytest -q --durations=10 $(TRAINING)
 
-test-faults: install
-	@$(BIN)/pytest -q --durations=10 tests/faults
-
-test-integration: install
-	@$(BIN)/pytest -q --durations=10 tests/integration tests/gpu $(addprefix --ignore=,$(TRAINING))
-
 test-e2e: install
 	@$(BIN)/pytest -q --durations=10 tests/e2e
+
+test-serving: install
+	@$(BIN)/pytest -q --durations=10 $(SERVING)
+
+test-integration: install
+	@$(BIN)/pytest -q --durations=10 tests/integration tests/gpu $(addprefix --ignore=,$(POOL) $(TRAINING) $(SERVING))
 
 test-unit: install
 	@$(BIN)/pytest -q --durations=10 tests/unit tests/conventions

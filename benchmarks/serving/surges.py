@@ -20,13 +20,14 @@ from load import closed_loop, open_loop, percentile
 from servers import Server
 from tidepool_server import NAME, Cluster, cluster, tidepool
 from witnesses import Witnesses
-from workloads import WORKLOADS
+from workloads import WORKLOADS, Workload
 
-STEP_CONNECTIONS = 64
-STEP_S = 20.0
+STEP_CONNECTIONS, STEP_S = 16, 60.0
 CONNECTIONS, PAUSE_S = 8, 0.01
-SLEEPER = "sleeper"
+SLEEPER, STEPPED = "sleeper", "stepped"
 WORKLOAD = WORKLOADS["a"]
+DEAR = WORKLOADS["b"]
+"""One that a single replica is busy with, not the machine with its clients."""
 SLO_S = 0.1
 
 
@@ -43,20 +44,20 @@ def main() -> None:
 
 def scaling(running: Cluster) -> None:
     """One replica, a step of load, four, the end of the load, one; checked by witnesses all the while."""
-    expected = running.register(WORKLOAD, num_replicas=[1, 4], num_cpus=0.2)
-    server = deploy(running, NAME)
+    expected = running.register(DEAR, STEPPED, num_replicas=[1, 4], num_cpus=0.2)
+    server = deploy(running, STEPPED, DEAR)
     server.await_answer(expected)
     with Witnesses(server, {"1": expected}, CONNECTIONS, PAUSE_S) as witnesses:
         with load_on(server):
             began = time.perf_counter()
             for count in (2, 4):
-                running.await_replicas(NAME, lambda seen, count=count: sum(map(running.is_asked, seen)) >= count)
+                running.await_replicas(STEPPED, lambda seen, count=count: sum(map(running.is_asked, seen)) >= count)
                 print(f"{count} replicas answer {time.perf_counter() - began:.1f} s after the step", flush=True)
         began = time.perf_counter()
-        running.await_replicas(NAME, lambda seen: len(seen) == 1)
+        running.await_replicas(STEPPED, lambda seen: len(seen) == 1)
         print(f"1 replica {time.perf_counter() - began:.1f} s after the load")
     print(f"{witnesses.answers} answers checked meanwhile, {len(witnesses.failures)} failed {witnesses.failures[:3]}")
-    tidepool("undeploy", NAME)
+    tidepool("undeploy", STEPPED)
 
 
 def from_zero(running: Cluster) -> None:
@@ -74,7 +75,6 @@ def from_zero(running: Cluster) -> None:
 def overload(running: Cluster, seconds: float) -> None:
     """Twice the capacity of one replica."""
     running.register(WORKLOAD, num_replicas=1, num_cpus=1, max_ongoing_requests=64, max_queued_requests=64)
-    running.registry.promote(NAME, 2)
     server = deploy(running, NAME)
     closed_loop(server.address, server.request, 16, 2)
     capacity = closed_loop(server.address, server.request, 64, 5).rate
@@ -90,14 +90,14 @@ def overload(running: Cluster, seconds: float) -> None:
         print(f"afterwards, half a second each: p99 {after.percentile(0.99) * 1e3:.1f} ms, {after.refused} refused")
 
 
-def deploy(running: Cluster, name: str) -> Server:
+def deploy(running: Cluster, name: str, workload: Workload = WORKLOAD) -> Server:
     """Put the first version of a model into service, if it has no champion yet."""
     versions = running.registry.models()
     champion = next(model for model in versions if model.name == name).aliases.get("champion")
     if champion is None:
         running.registry.promote(name, 1)
     tidepool("deploy", name)
-    return running.server(WORKLOAD, name)
+    return running.server(workload, name)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -152,7 +153,9 @@ def test_of_two_starts_at_once_one_wins_and_a_killed_head_is_replaced(settings: 
 @pytest.mark.cluster
 def test_an_interrupted_start_leaves_nothing(settings: Settings) -> None:
     ports = free_ports()
-    starting = subprocess.Popen([sys.executable, "-c", UP, str(ports.http), str(ports.dashboard)])
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests in the background don't hear it
+    command = [sys.executable, "-c", UP, str(ports.http), str(ports.dashboard)]
+    starting = subprocess.Popen(command, preexec_fn=heard)
     wait_until(lambda: any(member.name() == "gcs_server" for member in members(settings)))
     starting.send_signal(signal.SIGINT)
     assert starting.wait(timeout=30) != 0
