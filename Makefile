@@ -36,8 +36,8 @@ check: install ## format, lint and types, nothing changed
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
-test: install ## the test suite, four parts at a time: tests of clusters wait as much as they compute
-	@$(MAKE) --no-print-directory --jobs=4 --keep-going --output-sync=target $(PARTS)
+test: install ## the test suite, two parts at a time: more get into one another's way on two cores
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target $(PARTS)
 
 test-faults: install
 	@$(BIN)/pytest -q --durations=10 tests/faults $(addprefix --ignore=,$(TRAINING))

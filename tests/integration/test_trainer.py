@@ -100,12 +100,6 @@ def test_a_bug_in_a_recipe_is_shown_with_its_place_and_not_tried_again_and_again
         fit(spec, data, str(tmp_path / "runs"))
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_its_remedy(data: PreparedData, tmp_path: Path) -> None:
-    spec = spec_with("train.learning_rate=1.0e+30", "train.num_workers=1", "train.max_failures=0")
-    with pytest.raises(TrainingError, match=r"worker 0, step \d+: the loss is not finite.*lower train.learning_rate"):
-        fit(spec, data, str(tmp_path / "runs"))
-
-
 def test_a_second_driver_of_a_run_is_refused(data: PreparedData, tmp_path: Path) -> None:
     spec = spec_with()
     name = f"train:{spec.name}:{tracking.run_digest(spec)[:16]}"
