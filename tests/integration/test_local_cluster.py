@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tidepool.cluster import environment, haproxy, local, processes
-from tidepool.cluster.ports import Ports, is_free
+from tidepool.cluster.ports import Ports, listeners
 from tidepool.errors import NoCluster
 from tidepool.settings import Settings
 
@@ -198,7 +198,7 @@ def test_rays_own_commands_find_the_default_home(life: Life) -> None:
 
 def test_down_leaves_no_process_and_no_listening_port(life: Life) -> None:
     assert life.left == []
-    assert all(is_free(port) for port in (life.cluster.http_port, *life.cluster.ports.values()))
+    assert not listeners([life.cluster.http_port, *life.cluster.ports.values()])
 
 
 def test_down_forgets_the_cluster(life: Life) -> None:

@@ -77,4 +77,4 @@ def test_a_shell_that_is_set_to_this_homes_cluster_is_here(
 
 def test_a_port_that_stays_taken_is_named_with_its_holder(cluster: LocalCluster) -> None:
     with pytest.raises(ClusterError, match=rf"{cluster.http_port} by process {os.getpid()}:"):
-        local.down(Settings())
+        local.down(Settings(), patience_s=0.2)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tidepool.cluster.ports import BLOCKS, SINGLE, Block, Ports, claim, holder, is_free
+from tidepool.cluster.ports import BLOCKS, SINGLE, Block, Ports, claim, holder, is_free, listeners
 from tidepool.errors import ClusterError, PortInUse
 
 
@@ -61,6 +61,15 @@ def test_a_closed_connection_does_not_make_a_port_look_taken() -> None:
 def test_a_listener_on_every_interface_is_seen() -> None:
     with socket.create_server(("", 0)) as server:
         assert not is_free(server.getsockname()[1])
+
+
+def test_a_clients_end_of_a_connection_is_no_listener() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            mine = client.getsockname()[1]
+            assert not is_free(mine)
+            assert list(listeners([port, mine])) == [port]
 
 
 def test_a_holder_that_can_not_be_seen_is_said_to_be_another_users() -> None:

@@ -23,11 +23,11 @@ from pathlib import Path
 
 from tidepool import storage
 from tidepool.cluster import environment, haproxy, head, processes
-from tidepool.cluster.ports import Block, Ports, claim, holder, is_free
+from tidepool.cluster.ports import Block, Ports, claim, listeners
 from tidepool.errors import ClusterError, NoCluster
 from tidepool.settings import Settings
 
-FREE_S = 5.0
+FREE_S = 20.0
 """The system takes back the ports of processes that have ended within so long."""
 LOOPBACK = "[::ffff:127.0.0.1]" if sys.platform.startswith("linux") else "127.0.0.1"
 """127.0.0.1, written so that Ray's clients leave it alone: they turn 127.0.0.1 and localhost into the machine's
@@ -91,14 +91,14 @@ def up(
                 raise
 
 
-def down(settings: Settings) -> int:
+def down(settings: Settings, patience_s: float = FREE_S) -> int:
     """End every process of this home's cluster; returns how many there were, 0 if none ran. Takes 2 to 3 s.
 
     Raises:
-        ClusterError: a process can't be ended, or another `up` or `down` of this home is at work.
+        ClusterError: a process can't be ended, somebody listens on its ports for longer than `patience_s`, or another `up` or `down` of this home is at work.
     """
     with alone(settings, "cluster"):
-        return _clear(settings)
+        return _clear(settings, patience_s)
 
 
 def running(settings: Settings) -> LocalCluster:
@@ -219,7 +219,7 @@ def _start(settings: Settings, ports: Ports, block: Block, size: head.Size, proj
     return cluster
 
 
-def _clear(settings: Settings) -> int:
+def _clear(settings: Settings, patience_s: float = FREE_S) -> int:
     """End what is left of this home's cluster, and forget it."""
     ended = processes.end(environment.mark(settings))
     environment.forget_run_folder(settings)
@@ -232,12 +232,12 @@ def _clear(settings: Settings) -> int:
     with contextlib.suppress(OSError):
         if environment.address_file().read_text() == address:
             environment.address_file().unlink()
-    until = time.monotonic() + FREE_S
-    while ended and (taken := [port for port in ports if not is_free(port)]):
+    until = time.monotonic() + patience_s
+    while ended and (taken := listeners(ports)):
         if time.monotonic() < until:
             time.sleep(0.1)
             continue
-        seen = ", ".join(f"{port} by {holder(port)}" for port in taken)
+        seen = ", ".join(f"{port} by {who}" for port, who in taken.items())
         raise ClusterError("ports are still in use", seen=seen, remedy="end those processes")
     return ended
 

@@ -12,7 +12,7 @@ import fcntl
 import os
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,12 +159,27 @@ def _bind(port: int) -> None:
 
 def holder(port: int) -> str:
     """Who listens on `port`, as far as this user may see."""
+    return listeners([port]).get(port, "a process of another user")
+
+
+def listeners(ports: Collection[int]) -> dict[int, str]:
+    """Those of the ports that somebody listens on, and who it is. A client's end of a connection is no listener,
+    although no server can listen there until it is closed.
+    """
+    import psutil
+
+    found = {}
+    for connection in psutil.net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port in ports:
+            found[connection.laddr.port] = _described(connection.pid)
+    return found
+
+
+def _described(pid: int | None) -> str:
     import psutil
 
     with contextlib.suppress(psutil.Error):
-        for connection in psutil.net_connections("tcp"):
-            listens = connection.status == psutil.CONN_LISTEN and getattr(connection.laddr, "port", None) == port
-            if listens and connection.pid:
-                process = psutil.Process(connection.pid)
-                return f"process {process.pid}: {' '.join(process.cmdline())[:100] or process.name()}"
+        if pid:
+            process = psutil.Process(pid)
+            return f"process {pid}: {' '.join(process.cmdline())[:100] or process.name()}"
     return "a process of another user"
