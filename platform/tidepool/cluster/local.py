@@ -95,7 +95,8 @@ def down(settings: Settings, patience_s: float = FREE_S) -> int:
     """End every process of this home's cluster; returns how many there were, 0 if none ran. Takes 2 to 3 s.
 
     Raises:
-        ClusterError: a process can't be ended, somebody listens on its ports for longer than `patience_s`, or another `up` or `down` of this home is at work.
+        ClusterError: a process can't be ended, somebody listens on its ports for longer than `patience_s`, or another
+            `up` or `down` of this home is at work.
     """
     with alone(settings, "cluster"):
         return _clear(settings, patience_s)

@@ -170,8 +170,9 @@ def listeners(ports: Collection[int]) -> dict[int, str]:
 
     found = {}
     for connection in psutil.net_connections("tcp"):
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port in ports:
-            found[connection.laddr.port] = _described(connection.pid)
+        _, port = connection.laddr or ("", 0)
+        if port in ports and connection.status == psutil.CONN_LISTEN:
+            found[port] = _described(connection.pid)
     return found
 
 
