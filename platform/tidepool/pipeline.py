@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tidepool import storage
-from tidepool.artifact import open_artifact
+from tidepool.artifact import Artifact, open_artifact
 from tidepool.errors import ModelNotFound, TrainingError
 from tidepool.recipe import load_recipe
 from tidepool.settings import Settings
@@ -77,7 +77,8 @@ class Pipeline:
         return measured
 
     def export(self) -> ModelVersion:
-        """Compress the newest complete run, check that the result answers as the original did, register and promote it.
+        """Compress the newest complete run, check that the result answers as the original did, and register it; promote
+        it, unless the champion has another signature.
 
         Raises:
             TrainingError: there is no complete run of this spec, or it wasn't evaluated.
@@ -96,17 +97,27 @@ class Pipeline:
         try:
             for stage in made.stages:
                 print(f"export: {stage}")
-            gate.check(made.metrics, self._champion_metrics(), self._spec.evaluate.gate)
+            for outcome in gate.check(made.metrics, self._champion_metrics(), self._spec.evaluate.gate):
+                print(f"gate, compressed: {outcome}")
             with tempfile.TemporaryDirectory() as scratch:
                 artifact = open_artifact(made.uri, Path(scratch), made.digest)
                 moved = parity.check(artifact, self._spec.export.parity_tolerance)
                 print(f"parity: answers differ from the trained network's by at most {moved:.2g}")
-                registry = self._registry()
-                version = registry.register(artifact)
+                champion = self._champion()
+                fits = champion is None or same_signature(champion, artifact)
+                version = self._registry().register(artifact)
         finally:
             storage.remove(made.uri)
-        print(f"registered {version.name} version {version.version} as champion")
-        return registry.promote(version.name, version.version)
+        name, number = version.name, version.version
+        if champion and not fits:
+            print(
+                f"registered {name} version {number}; version {champion.version} stays champion, since clients send it "
+                f"something else or get something else: `tidepool promote {name} {number}` if you mean it, or give the "
+                "spec a name of its own"
+            )
+            return version
+        print(f"registered {name} version {number} as champion")
+        return self._registry().promote(name, number)
 
     def held_out(self, rows: int) -> dict[str, npt.NDArray[Any]]:
         """Raw held-out rows: the signature's inputs and the target."""
@@ -122,8 +133,12 @@ class Pipeline:
         return run, open_prepared(run.data_uri)
 
     def _champion_metrics(self) -> Mapping[str, float] | None:
+        champion = self._champion()
+        return champion.metrics if champion else None
+
+    def _champion(self) -> ModelVersion | None:
         try:
-            return self._registry().version(self._spec.name, "champion").metrics
+            return self._registry().version(self._spec.name, "champion")
         except ModelNotFound:
             return None
 
@@ -135,3 +150,8 @@ class Pipeline:
     @property
     def _runs(self) -> str:
         return self._settings.storage("runs")
+
+
+def same_signature(version: ModelVersion, artifact: Artifact) -> bool:
+    """Whether clients of a registered version can talk to the artifact as well."""
+    return bool(storage.read_manifest(version.uri)["signature"] == artifact.signature.to_json())

@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from tidepool.cli.announce import announce
 from tidepool.cli.client import answer_in, curl_line
 from tidepool.cli.cluster import ensure_up
+from tidepool.cli.jobs import project_of
 from tidepool.cli.main import app
 from tidepool.cli.output import command, table, waiting
 from tidepool.cluster.environment import ELSEWHERE
@@ -180,3 +181,13 @@ def test_a_table_in_a_narrow_terminal_breaks_no_word(
     assert max(map(len, shown.splitlines())) <= 80
     words = {word for cell in (*headings, *row) for word in str(cell).split()}
     assert words <= set(shown.split())
+
+
+def test_a_spec_beside_the_project_is_refused_before_anything_is_submitted(
+    shell: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "project/jobs").mkdir(parents=True)
+    shell.chdir(tmp_path / "project")
+    with pytest.raises(SpecError, match="no folder above the spec holds jobs/"):
+        project_of(Path("../spec.yaml"))
+    assert project_of(Path("spec.yaml")) == tmp_path / "project"

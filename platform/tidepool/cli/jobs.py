@@ -55,7 +55,7 @@ def run_step(step: str, spec: Path, overrides: list[str], json: bool = False) ->
     load_spec(spec, overrides)
     settings = Settings()
     project = project_of(spec)
-    arguments = [f"jobs/{step}.py", str(spec.absolute().relative_to(project))]
+    arguments = [f"jobs/{step}.py", str(spec.resolve().relative_to(project))]
     for override in overrides:
         arguments += ["--set", override]
     return follow(submit(settings, project, arguments, json), json)
@@ -69,7 +69,7 @@ def project_of(spec: Path) -> Path:
     """
     from tidepool.errors import SpecError
 
-    for folder in spec.absolute().parents:
+    for folder in spec.resolve().parents:
         if (folder / "jobs").is_dir():
             return folder
     raise SpecError(

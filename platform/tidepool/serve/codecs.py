@@ -37,7 +37,9 @@ def decode(body: Body, json_length: int | None = None) -> InferRequest:
     try:
         document = orjson.loads(body if json_length is None else memoryview(body)[:json_length])
     except orjson.JSONDecodeError as error:
-        raise InvalidRequest("the body is not JSON", seen=str(error), remedy="NaN and Infinity have no JSON") from None
+        raise InvalidRequest(
+            "the body is not JSON", seen=str(error), remedy="send JSON; it has no NaN and no Infinity"
+        ) from None
     if not isinstance(document, dict) or not isinstance(document.get("inputs"), list):
         raise InvalidRequest("the request has no list of inputs", allowed='{"inputs": [...]}')
     raw = _Raw(body, len(body) if json_length is None else json_length)
