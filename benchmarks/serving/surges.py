@@ -23,7 +23,7 @@ from witnesses import Witnesses
 from workloads import WORKLOADS, Workload
 
 STEP_CONNECTIONS, STEP_S = 16, 60.0
-CONNECTIONS, PAUSE_S = 8, 0.01
+CONNECTIONS, PAUSE_S = 2, 0.5
 SLEEPER, STEPPED = "sleeper", "stepped"
 WORKLOAD = WORKLOADS["a"]
 DEAR = WORKLOADS["b"]
