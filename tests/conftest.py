@@ -14,6 +14,7 @@ from hypothesis import settings
 
 settings.register_profile("tidepool", deadline=None)  # CI machines are slow, and a slow example is no bug
 settings.load_profile("tidepool")
+os.environ.setdefault("TIDEPOOL_STANDBY", "0")  # a process more for every cluster, which hardly any test needs
 os.environ.setdefault("RAY_worker_niceness", "0")  # as `tidepool up` has it: else tests without Ray starve the others
 
 

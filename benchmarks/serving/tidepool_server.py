@@ -29,6 +29,8 @@ from tidepool.settings import Settings
 HERE = Path(__file__).parent
 NAME = "network"
 PATIENCE_S = 60.0
+LOOK_S = 0.2
+"""Between two looks at the replicas: each goes through all processes of the machine."""
 SOME = 3
 """Connections to one port: the front end's own checks make one at a time."""
 COMMAND = (str(Path(sys.executable).with_name("tidepool")),)
@@ -87,7 +89,7 @@ class Cluster:
         while not is_so(seen := self.replicas(name)):
             if time.monotonic() > until:
                 raise Absent(f"{name} has {len(seen)} replicas for {PATIENCE_S:.0f} s")
-            time.sleep(0.02)
+            time.sleep(LOOK_S)
 
     @staticmethod
     def is_asked(replica: psutil.Process) -> bool:

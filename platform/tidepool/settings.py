@@ -43,6 +43,8 @@ class Settings(BaseSettings):
         1, ge=1, description="Replicas that shared models have, each of which serves them all."
     )
 
+    standby: int = Field(1, ge=0, description="Processes kept started on every machine for the next replicas.")
+
     @field_validator("storage_url")
     @classmethod
     def _absolute(cls, url: str | None) -> str | None:

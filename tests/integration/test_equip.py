@@ -8,7 +8,6 @@ import shlex
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from tidepool.cluster import local
 from tidepool.cluster.ports import Ports
 from tidepool.registry.client import Registry
 from tidepool.settings import Settings
+from waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -126,13 +126,6 @@ def test_the_command_that_is_printed_works_there_as_it_is(
     assert result is True
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("$ ")]
     assert f"result: {json.dumps(result)}" in found.types(*shlex.split(line.removeprefix("$ "))).stdout
-
-
-def wait_until(holds: Callable[[], bool], deadline_s: float = 60.0) -> None:
-    until = time.monotonic() + deadline_s
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.1)
 
 
 def _free_port() -> int:

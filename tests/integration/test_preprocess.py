@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,9 @@ from tidepool.data.preprocess import PreparedData, held_out, open_prepared, prep
 from tidepool.errors import CorruptionError, StorageError
 from tidepool.recipes.digits import Digits
 from tidepool.spec import DataSpec
+from waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-
-def wait_until(condition: Callable[[], bool], deadline_s: float = 240.0) -> None:
-    """Return as soon as `condition` holds; fail after the deadline."""
-    end = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 def same(left: PreparedData, right: PreparedData) -> bool:
@@ -172,7 +164,7 @@ def test_a_run_that_is_killed_leaves_nothing_that_counts(tmp_path: Path) -> None
         ray.get(ray.wait([run], timeout=0)[0])  # if it failed, say so
         return bool(list(tmp_path.glob("root/plants/*/train/*.parquet")))
 
-    wait_until(written)
+    wait_until(written, 240)
     ray.kill(runner)
     assert not list(tmp_path.glob("root/plants/*/manifest.json"))
     assert prepare(spec, plants(), str(tmp_path / "root")).rows["train"] > 500

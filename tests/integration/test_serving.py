@@ -24,8 +24,10 @@ from tidepool.serve.limits import Limit
 from tidepool.serve.rehearsal import rehearse
 from tidepool.serve.requestlog import logged_files
 from tidepool.serve.rollout import announce, await_answer
+from tidepool.serve.standby import raylets
 from tidepool.serve.versions import keeper
 from tidepool.settings import Settings
+from waiting import wait_until
 
 ZEROS = {"inputs": [{"name": "image", "shape": [1, 64], "datatype": "FP32", "data": [0] * 64}]}
 SERVE = {
@@ -67,6 +69,7 @@ class Service:
 def service(no_ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIDEPOOL_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("TIDEPOOL_STANDBY", "1")
         settings, ports = Settings(), Ports(_free_port(), _free_port())
         local.up(settings, ports, None, None, {}, PROJECT)
         try:
@@ -97,6 +100,11 @@ def test_the_server_answers_before_any_model_is_deployed(service: Service) -> No
     assert "iris" in service.ask("iris").json()["error"]
 
 
+def test_a_started_process_waits_for_the_next_replica(digits: Service) -> None:
+    (node,) = raylets()
+    wait_until(lambda: node.unused() == 1)
+
+
 def test_an_answer_names_model_and_version(digits: Service) -> None:
     answer = digits.ask().json()
     assert (answer["model_name"], answer["model_version"], answer["outputs"][0]["data"]) == ("digits", "1", [1])
@@ -121,9 +129,9 @@ def test_a_canary_answers_its_part_and_is_ended_when_it_breaks_the_rules(digits:
 
     digits.registry.shift("digits", 2, "canary", 50)
     announce("digits")
-    _await(lambda: "canary" in digits.stats())
+    wait_until(lambda: "canary" in digits.stats())
     assert set(versions()) == {"1", "2"}
-    _await(lambda: set(versions()) == {"1"})
+    wait_until(lambda: set(versions()) == {"1"})
     (*_, last) = digits.registry.model("digits").shifts["canary"]
     assert (last.version, last.percent) == (2, 0)
     assert "rollback: broken: disagreement" in last.why
@@ -134,23 +142,23 @@ def test_a_canary_that_keeps_the_rules_is_promoted(digits: Service, make_artifac
     same = digits.registry.register(open_artifact(str(make_artifact(1)))).version
     digits.registry.shift("digits", same, "canary", 50)
     announce("digits")
-    _await(lambda: all(digits.ask().json()["model_version"] == str(same) for _ in range(10)))
+    wait_until(lambda: all(digits.ask().json()["model_version"] == str(same) for _ in range(10)))
     assert "every rule is kept" in digits.registry.model("digits").shifts["canary"][-1].why
 
 
 def test_a_shadow_is_compared_and_never_answers(digits: Service) -> None:
     digits.registry.shift("digits", 2, "shadow", 100)
     announce("digits")
-    _await(lambda: "shadow" in digits.stats())
+    wait_until(lambda: "shadow" in digits.stats())
     assert digits.ask().json()["model_version"] == "1"
-    _await(lambda: digits.stats()["shadow"]["disagreed"] == 1)
+    wait_until(lambda: digits.stats()["shadow"]["disagreed"] == 1)
     digits.registry.shift("digits", 2, "shadow", 0)
 
 
 def test_what_was_asked_is_logged_and_asked_of_a_candidate(digits: Service) -> None:
     digits.ask()
     folder = digits.settings.storage("requests", "digits")
-    _await(lambda: bool(logged_files(folder)))
+    wait_until(lambda: bool(logged_files(folder)))
     report = rehearse(digits.settings, "digits", 2)
     assert report.whole.disagreed == report.whole.rows > 0
     with pytest.raises(GateError, match="disagrees with version 1"):
@@ -175,13 +183,13 @@ def test_small_models_share_a_replica(service: Service, make_artifact: Callable[
     service.registry.shift("red", second, "canary", 50)
     announce("red")
     keyed = [{**ZEROS, "parameters": {"key": f"c{n}"}} for n in range(20)]
-    _await(lambda: {service.ask("red", json=body).json()["model_version"] for body in keyed} == {"1", "2"})
+    wait_until(lambda: {service.ask("red", json=body).json()["model_version"] for body in keyed} == {"1", "2"})
     explain = {"headers": {"x-api-key": service.key}, "json": ZEROS}
     assert httpx.post(f"{service.url}/v2/models/blue/explain", **explain).json()["model_name"] == "blue"
     index = httpx.post(f"{service.url}/v2/repository/index").json()
     assert {"red", "blue"} <= {model["name"] for model in index}
     app.undeploy(service.settings, "red")
-    _await(lambda: service.ask("red").status_code == 404)
+    wait_until(lambda: service.ask("red").status_code == 404)
     assert service.ask("blue").status_code == 200
     app.undeploy(service.settings, "blue")
     assert not any(model["name"] == "blue" for model in httpx.post(f"{service.url}/v2/repository/index").json())
@@ -206,21 +214,21 @@ def test_keys_take_effect_at_once(digits: Service) -> None:
     text = keys.create("guest", ["iris"])
     announce(keys=True)
     assert digits.ask(key="wrong").status_code == 401
-    _await(lambda: digits.ask(key=text).status_code == 403)
+    wait_until(lambda: digits.ask(key=text).status_code == 403)
     keys.revoke(keys.load()[-1].id)
     announce(keys=True)
-    _await(lambda: digits.ask(key=text).status_code == 401)
+    wait_until(lambda: digits.ask(key=text).status_code == 401)
 
 
 def test_a_quota_is_told_to_the_keeper_of_all_replicas(digits: Service) -> None:
     keys = KeyFile(digits.settings.keys_file)
     text = keys.create("guest", limit=Limit(per_day=2))
     announce(keys=True)
-    _await(lambda: digits.ask(key=text).status_code == 200)
+    wait_until(lambda: digits.ask(key=text).status_code == 200)
     assert digits.ask(key=text).status_code == 200
     refused = digits.ask(key=text)
     assert (refused.status_code, int(refused.headers["retry-after"]) <= 86_400) == (429, True)
-    _await(lambda: "of all replicas together" in digits.ask(key=text).json()["error"])
+    wait_until(lambda: "of all replicas together" in digits.ask(key=text).json()["error"])
 
 
 def test_a_model_in_service_explains_its_answers(digits: Service) -> None:
@@ -280,12 +288,6 @@ def _replicas(service: Service) -> dict[str, str]:
 
     actors = list_actors(address=local.running(service.settings).dashboard, filters=[("state", "=", "ALIVE")])
     return {actor.actor_id: actor.name for actor in actors if "digits" in (actor.name or "")}
-
-
-def _await(condition: Callable[[], bool], deadline_s: float = 60.0) -> None:
-    until = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < until, "the condition didn't come true"
 
 
 def _free_port() -> int:

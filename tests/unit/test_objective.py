@@ -15,7 +15,7 @@ from tidepool.serve.objective import Objective, Vitals, latency_curve
 SERVICE_S, SLO_S, MOST, TICK_S = 0.1, 1.0, 8, 0.1
 STARTS_S, STAYS_S = 1.5, 2.0
 """From the wish to the new replica's first answer; from the wish for fewer to the end of one (`downscale_delay_s`)."""
-COSTS = {"one_s": SERVICE_S, "full_s": SERVICE_S, "full": 1.0, "excess_s": 0.0}
+COSTS = {"one_s": SERVICE_S, "full_s": SERVICE_S, "full": 1.0}
 
 Decide = Callable[[Vitals, float, int], float]
 """(vitals, seconds, requests in flight) to replicas."""
@@ -116,26 +116,27 @@ def test_slower_requests_need_more_replicas_once_that_is_learned() -> None:
     objective = Objective(SLO_S)
     objective.learn(said(0.0), MOST)
     before = objective.replicas(said(20.0), 0.0)
-    objective.learn(said(0.0, one_s=0.2, full_s=0.2, full=1.0, excess_s=0.0), MOST)
+    objective.learn(said(0.0, one_s=0.2, full_s=0.2, full=1.0), MOST)
     assert before is not None
     assert (objective.replicas(said(20.0), 0.1) or 0) > before
 
 
-def test_pauses_as_long_as_the_objective_do_not_call_for_replicas_without_end() -> None:
-    calm, shaken = Objective(0.1), Objective(0.1)
-    batches = {"one_s": 0.002, "full_s": 0.01, "full": 32.0}
-    calm.learn(said(0.0, **batches, excess_s=0.0), MOST)
-    shaken.learn(said(0.0, **batches, excess_s=0.2), MOST)
-    assert calm.replicas(said(2000.0), 0.0) == 1
-    assert shaken.replicas(said(2000.0), 0.0) == 1
+def test_after_a_wave_its_replicas_are_let_go_within_two_seconds() -> None:
+    objective = Objective(SLO_S)
+    objective.learn(said(0.0), MOST)
+    wave = [objective.replicas(said(54.0), tick / 5) for tick in range(50)][-1]
+    after = [objective.replicas(said(4.0), 10 + tick / 5) for tick in range(10)]
+    assert wave is not None
+    assert wave > 4
+    assert after[-1] == 1
 
 
 def test_batches_make_a_replica_faster_until_they_are_full() -> None:
-    curve = latency_curve(one_s=0.02, full_s=0.05, full=16.0, excess_s=0.01)
+    curve = latency_curve(one_s=0.02, full_s=0.05, full=16.0)
     assert curve.in_flight == (1, 2, 4, 8, 16, 32, 64)
     assert curve.mean_s[0] == pytest.approx(0.02)
     assert curve.mean_s[4] == pytest.approx(0.05)
     assert curve.mean_s[5:] == pytest.approx((0.10, 0.20))
-    assert curve.p99_s[0] == pytest.approx(0.03)
-    assert curve.p99_s[4] == pytest.approx(0.11)
+    assert curve.p99_s[0] == pytest.approx(0.02)
+    assert curve.p99_s[4] == pytest.approx(0.10)
     assert curve.throughput == pytest.approx(16 / 0.05)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tidepool.pool.forecast import ahead, replicas_wanted
+from tidepool.pool.forecast import ahead, replicas_wanted, since_the_fall
 from tidepool.pool.staffing import LatencyCurve, Staffing
 
 
@@ -48,3 +48,20 @@ def test_what_waits_asks_for_more_replicas() -> None:
     calm = replicas_wanted([30.0] * 60, staffing)
     assert replicas_wanted([30.0] * 60, staffing, backlog=500) > calm >= 1
     assert replicas_wanted([], staffing) == 0
+
+
+def test_a_fall_beyond_chance_ends_what_was_before() -> None:
+    assert since_the_fall([50.0, 50.0, 0.0], last_s=0.6) == [0.0]
+    assert since_the_fall([50.0, 50.0, 20.0, 0.0], last_s=0.4) == [20.0, 0.0]
+    assert since_the_fall([4.0] * 30 + [0.0] * 9) == [0.0] * 9
+
+
+@pytest.mark.parametrize("rates", [[], [0.0], [0.0, 9.0], [50.0, 50.0, 0.0], [50.0, 40.0, 30.0], [4.0, 0.0, 0.0]])
+def test_a_fluctuation_a_rise_and_a_slow_fall_end_nothing(rates: list[float]) -> None:
+    assert since_the_fall(rates, last_s=0.2) == rates
+
+
+def test_hardly_any_second_of_steady_traffic_is_taken_for_a_fall() -> None:
+    counts = np.random.default_rng(0).poisson(30.0, 3000).astype(float).tolist()
+    falls = sum(len(since_the_fall(counts[end - 60 : end])) < 60 for end in range(60, len(counts)))
+    assert falls < 10

@@ -29,10 +29,14 @@ SERVING = {
     "RAY_SERVE_HAPROXY_RETRIES": "3",
     # HAProxy would write a line about each request for a Python process to count: 60 us of a core for every one.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    # Four times HAProxy's own: tensors pass in fewer pieces, and what fits is sent again if its replica dies.
+    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(64 << 10),
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # Ray starts workers at 15, so that the head's processes go first: replicas would wait for every other process.
     "RAY_worker_niceness": "0",
+    # One process on every machine is a replica's before there is one: see `serve.standby`.
+    "RAY_preload_python_modules": "tidepool.serve.warming",
     "RAY_ROTATION_MAX_BYTES": str(64 << 20),
     "RAY_ROTATION_BACKUP_COUNT": "3",
     "RAY_USAGE_STATS_ENABLED": "0",

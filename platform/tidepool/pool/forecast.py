@@ -17,6 +17,11 @@ from tidepool.pool.staffing import Staffing
 
 Floats = npt.NDArray[np.float64]
 
+SURE = 4.0
+"""Standard deviations beyond which a difference isn't chance."""
+BEFORE = 3
+"""Seconds before a fall that tell the rate until then: as many as have passed since, and so many at least."""
+
 
 @dataclass(frozen=True)
 class Smoothing:
@@ -67,6 +72,22 @@ def replicas_wanted(
     """
     expected = float(ahead(rates, 1.0, horizon_s, smoothing)[-1]) if len(rates) else 0.0
     return staffing.replicas(max(0.0, expected) + backlog / drain_s)
+
+
+def since_the_fall(rates: Sequence[float], last_s: float = 1.0) -> Sequence[float]:
+    """The end of `rates`, from where they fell further than chance explains; all of them if they didn't.
+
+    `rates` are requests a second in each of the last seconds, of which the last has lasted `last_s` so far. Two counts
+    of a Poisson process, of `s` seconds and of `n` before them, differ by a variance of rate * s * (1 + s / n).
+    """
+    count, seconds = rates[-1] * last_s if rates else 0.0, last_s
+    for first in range(len(rates) - 1, 0, -1):
+        before = rates[max(0, first - max(BEFORE, len(rates) - first)) : first]
+        expected = sum(before) / len(before) * seconds
+        if count < expected - SURE * math.sqrt(expected * (1 + seconds / len(before))):
+            return rates[first:]
+        count, seconds = count + rates[first - 1], seconds + 1.0
+    return rates
 
 
 def recent_peak(levels: Floats, bins: int) -> Floats:

@@ -33,7 +33,7 @@ RECHOOSE_RUNS = 16
 """Cheap runs after which the limit of a batch is chosen anew; dear ones are worth it each time."""
 GATHER_S = 4e-5
 """Runs that are predicted to take less never gather: to wait in the queue costs as much (benchmarks/serving)."""
-PRUDENCE = 1.1
+PRUDENCE = 1.25
 """Predicted over expected time of the work in the queue: a late answer wastes the engine, a refusal doesn't."""
 MAX_WAITING = 4096
 """Requests that may wait where nobody says how many."""
@@ -148,7 +148,7 @@ class Batcher:
     @property
     def load(self) -> Load:
         """What is waiting, and for how long."""
-        seconds = self._busy_s(self._clock()) + self._drain(self._queue.size)
+        seconds = self._busy_s(self._clock()) + self._work_s(self._queue.size)
         return Load(len(self._queue), self._queue.bytes, seconds)
 
     @property
@@ -271,8 +271,12 @@ class Batcher:
         return self.costs.runs > 0 and self.costs.seconds(size) <= self._inline_s
 
     def _drain(self, size: int) -> float:
+        """Seconds within which work of this size is done for certain."""
+        return PRUDENCE * self._work_s(size) + self.costs.excess_s
+
+    def _work_s(self, size: int) -> float:
         usual = min(int(self._usual_size), self.limit)
-        return PRUDENCE * self.costs.drain(size, self.limit, usual) / self._workers + self.costs.excess_s
+        return self.costs.drain(size, self.limit, usual) / self._workers
 
     def _busy_s(self, now: float) -> float:
         """Predicted seconds until the worker threads have done what they have."""

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-KEPT = 15
+KEPT = 9
 """Runs that a bucket remembers."""
 TRUSTED = 3
 """Runs that a bucket needs to make a knot: the first of a new size often allocates and says little."""
@@ -119,14 +119,13 @@ class Costs:
         return max(self.seconds(size) * (size + more) / size - self.seconds(size + more), 0.0)
 
     def pace(self, each: float, limit: int) -> dict[str, float]:
-        """What requests of size `each` cost in batches of at most `limit`: see `objective.latency_curve`; {} while
-        nothing is known.
+        """What undisturbed runs of requests of size `each` cost in batches of at most `limit`, for
+        `objective.latency_curve`; {} while nothing is known.
         """
         if not self.runs:
             return {}
         one, full = max(1, round(each)), max(1.0, limit / each)
-        full_s = self.expected(max(one, limit))
-        return {"one_s": self.expected(one), "full_s": full_s, "full": full, "excess_s": self.excess_s}
+        return {"one_s": self.seconds(one), "full_s": self.seconds(max(one, limit)), "full": full}
 
     def curve(self) -> list[tuple[int, float]]:
         """The knots: (size, seconds), ascending."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from tidepool.pool.forecast import Smoothing, replicas_wanted
+from tidepool.pool.forecast import Smoothing, replicas_wanted, since_the_fall
 from tidepool.pool.staffing import LatencyCurve, Staffing
 
 Vitals = Mapping[str, Sequence[float]]
@@ -21,12 +21,13 @@ HISTORY_S = 60
 """Seconds of arrivals that the forecast sees."""
 SMOOTHING = Smoothing(level_s=1.0, trend_s=40.0, damping_s=30.0, peak_s=5.0)
 """Followed more quickly than in the simulator, whose ticks are of half a minute: here a second decides. A peak counts
-for as long as requests fluctuate; that training comes back only after a while is the pool's own `hold_s`.
+for as long as requests fluctuate, unless they fell for certain; that training comes back only after a while is the
+pool's own `hold_s`.
 """
-PAUSES = 0.5
-"""Pauses count up to this share of the objective: no number of replicas makes them shorter, as in `Costs.holding`."""
 CHANGED = 0.1
 """Costs that differ by less than this share are still the same."""
+IDLE = 0.5
+"""Replicas that are at work for less than this share of the time keep nobody waiting."""
 PATIENT = 0.5
 """A backlog of less than this share of the objective is the queue's own breath, which the staffing reckons with."""
 DRAIN_S = 2.0
@@ -47,10 +48,9 @@ class Objective:
         """Take over what requests cost, if it isn't what it was; there may be `at_most` replicas. For 100 of them it
         lasts a tenth of a second.
         """
-        costs = {name: _mean(vitals[name]) for name in ("one_s", "full_s", "full", "excess_s") if vitals.get(name)}
-        if len(costs) < 4:
+        costs = {name: _mean(vitals[name]) for name in ("one_s", "full_s", "full") if vitals.get(name)}
+        if len(costs) < 3:
             return
-        costs["excess_s"] = min(costs["excess_s"], PAUSES * self._slo_s)
         if not (self._resembles(costs) and at_most == self._at_most):
             self._costs, self._at_most = costs, at_most
             self._staffing = Staffing(latency_curve(**costs), self._slo_s, at_most)
@@ -65,7 +65,9 @@ class Objective:
         if staffing is None:
             return None
         beyond = sum(max(0.0, late - PATIENT) for late in vitals.get("late", ()))
-        rates = [total / count for _, total, count in self._rates]
+        rates: Sequence[float] = [total / count for _, total, count in self._rates]
+        if max(vitals.get("busy", ()), default=0.0) < IDLE:  # else they may ask less because they wait for answers
+            rates = since_the_fall(rates, now - int(now))
         backlog = beyond * self._slo_s * staffing.throughput
         return replicas_wanted(rates, staffing, backlog=backlog, drain_s=DRAIN_S, smoothing=SMOOTHING)
 
@@ -83,14 +85,14 @@ class Objective:
         self._rates.append((int(now), total + rate, count + 1))
 
 
-def latency_curve(one_s: float, full_s: float, full: float, excess_s: float) -> LatencyCurve:
+def latency_curve(one_s: float, full_s: float, full: float) -> LatencyCurve:
     """What requests take with 1, 2, 4, ... of them in one replica that batches.
 
     A run takes `one_s` for one request, `full_s` for `full` of them and what is between for fewer; more than `full`
-    take several runs. In the mean a request is in a run with all others that are there. At worst it just missed one,
-    waits for that first, and meets a pause of `excess_s`: as in `Costs.holding`.
+    take several runs. In the mean a request is in a run with all others that are there; at worst it just missed one,
+    and waits for that first. Pauses of the machine are left out: no number of replicas makes them shorter.
 
-    >>> latency_curve(0.1, 0.2, 3.0, 0.0).mean_s[:3]
+    >>> latency_curve(0.1, 0.2, 3.0).mean_s[:3]
     (0.1, 0.15..., 0.26...)
     """
     counts = [2.0**power for power in range(64) if 2.0**power < full] + [full * (2**power) for power in range(3)]
@@ -99,7 +101,7 @@ def latency_curve(one_s: float, full_s: float, full: float, excess_s: float) -> 
     for count in counts:
         run_s = max(one_s, one_s + slope * (min(count, full) - 1))
         mean_s = run_s * max(1.0, count / full)
-        points.append((count, mean_s, mean_s + excess_s + (run_s if count > 1 else 0.0)))
+        points.append((count, mean_s, mean_s + (run_s if count > 1 else 0.0)))
     in_flight, mean, p99 = zip(*points, strict=True)
     return LatencyCurve(in_flight, mean, p99)
 

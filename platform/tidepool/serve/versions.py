@@ -17,6 +17,7 @@ from typing import Any
 
 from tidepool.errors import ModelNotFound, TidepoolError
 from tidepool.serve.splits import Share
+from tidepool.serve.standby import Standby
 from tidepool.serve.watching import News, Watches, conclude
 from tidepool.settings import Settings
 
@@ -125,6 +126,7 @@ class TableKeeper:
         self._changed = asyncio.Condition()
         self._reading = asyncio.Lock()
         self._watcher: asyncio.Task[None] | None = None
+        self._standby: asyncio.Task[None] | None = None
 
     async def wait(self, topic: str, seen: int = 0) -> tuple[int, Any]:
         """The (revision, value) of a topic once its revision is another than `seen`, or after `HOLD_S` as it is.
@@ -133,6 +135,7 @@ class TableKeeper:
             ModelNotFound: the topic's model isn't in the registry, or has no champion.
         """
         self._watcher = self._watcher or asyncio.create_task(self._watch())
+        self._standby = self._standby or asyncio.create_task(Standby(self._settings.standby).keep())
         if topic not in self._values:
             await self.refresh(topic)
         async with self._changed:

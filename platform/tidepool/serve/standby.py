@@ -1,0 +1,109 @@
+"""A started process at hand on every machine, for the next replica there.
+
+Most of the seconds between the wish for a replica and its first answer go into a new Python process: starting it, and
+importing what replicas run with. So every node has one of Ray's workers more than it uses. `Standby` orders them and
+leaves a note for each; whichever worker starts next on that node takes the note, in `warming`, signs with its process
+id, and does the imports. What is signed and still unused is at hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+NAMESPACE = b"tidepool"
+EVERY_S = 2.0
+"""Between two looks at the nodes."""
+STARTS_S = 4.0
+"""A worker that was ordered so long ago has come, or won't."""
+STAYS_S = 3600
+"""Ray ends a worker that nobody has used for so long."""
+ANSWERS_S = 2.0
+"""For a node to answer; one that is slower has other worries."""
+
+
+class Standby:
+    """Keeps `count` unused workers on every node that can hold a replica."""
+
+    def __init__(self, count: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._count, self._clock = count, clock
+        self._ordered: dict[str, float] = {}
+
+    async def keep(self) -> None:
+        """Look, and order what is missing, for ever. What fails costs the next replica there two seconds, no more."""
+        while self._count:
+            try:
+                await asyncio.to_thread(self.replenish, raylets())
+            except Exception as error:  # the calls are Ray's own affair: of which kind, depends on its version
+                log.debug("no worker was started in advance: %s", error)
+            await asyncio.sleep(EVERY_S)
+
+    def replenish(self, nodes: Iterable[Raylet]) -> None:
+        """Order a worker on each node that has too few, unless one is on its way there."""
+        for node in nodes:
+            now = self._clock()
+            if now - self._ordered.get(node.id, -STARTS_S) >= STARTS_S and node.unused() < self._count:
+                node.order()
+                self._ordered[node.id] = now
+
+
+class Raylet:
+    """Ray's daemon on one node. Source: NodeManagerService in Ray's node_manager.proto."""
+
+    def __init__(self, node: Mapping[str, Any]) -> None:
+        """`node` as `ray.nodes()` has it."""
+        self.id = str(node["NodeID"])
+        self._address = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+
+    def unused(self) -> int:
+        """Workers that have signed, and on which nothing has run yet."""
+        import ray
+        from ray.core.generated import node_manager_pb2 as pb
+        from ray.experimental import internal_kv
+
+        nobody = ray.ActorID.nil().binary()
+        signed = set(internal_kv._internal_kv_list(signature(self.id, ""), namespace=NAMESPACE))
+        if not signed:
+            return 0
+        stats = self._call("GetNodeStats", pb.GetNodeStatsRequest()).core_workers_stats
+        unused = {signature(self.id, one.pid) for one in stats if one.actor_id == nobody and not one.num_executed_tasks}
+        for gone in signed - unused:
+            internal_kv._internal_kv_del(gone, namespace=NAMESPACE)
+        return len(signed & unused)
+
+    def order(self) -> None:
+        """Start one, for whatever job needs it first."""
+        from ray.core.generated import node_manager_pb2 as pb
+        from ray.experimental import internal_kv
+
+        internal_kv._internal_kv_put(note(self.id), b"", namespace=NAMESPACE)
+        self._call("PrestartWorkers", pb.PrestartWorkersRequest(num_workers=1, keep_alive_duration_secs=STAYS_S))
+
+    def _call(self, method: str, message: Any) -> Any:
+        from ray._private.grpc_utils import init_grpc_channel
+        from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
+
+        with init_grpc_channel(self._address) as channel:
+            return getattr(NodeManagerServiceStub(channel), method)(message, timeout=ANSWERS_S)
+
+
+def note(node_id: str) -> bytes:
+    """The key in Ray's own store under which a worker on this node is told that it is to be ready for a replica."""
+    return b"standby:" + node_id.encode()
+
+
+def signature(node_id: str, pid: int | str) -> bytes:
+    """The key under which such a worker says that it is."""
+    return f"ready:{node_id}:{pid}".encode()
+
+
+def raylets() -> list[Raylet]:
+    """Those of the nodes that have processors for replicas."""
+    import ray
+
+    return [Raylet(node) for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
