@@ -15,7 +15,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from tidepool import document
 from tidepool.errors import SpecError
@@ -207,11 +216,12 @@ class Spec(Section):
     serve: ServeSpec = ServeSpec()
     pool: PoolSpec = PoolSpec()
 
-    @model_validator(mode="after")
-    def _name_fits_urls(self) -> Self:
-        if not NAME.fullmatch(self.name):
-            raise ValueError("name: needs 1 to 63 of a-z 0-9 - _, a letter or digit at both ends, and not `gateway`")
-        return self
+    @field_validator("name")
+    @classmethod
+    def _name_fits_urls(cls, name: str) -> str:
+        if not NAME.fullmatch(name):
+            raise ValueError("1 to 63 of a-z 0-9 - _, a letter or digit at both ends, and not `gateway`")
+        return name
 
     def digest(self, *sections: str) -> str:
         """Hex sha256 of the named sections (all if none is named): equal specs, equal digests."""
@@ -228,11 +238,11 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
     read = document.read(Path(path))
     for text in overrides:
         document.override(read, text)
-    return spec_of(read, str(path))
+    return spec_of(read, str(path), overrides)
 
 
-def spec_of(content: Mapping[str, Any], where: str) -> Spec:
-    """The spec in a document, which `where` names in messages.
+def spec_of(content: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> Spec:
+    """The spec in a document, which `where` names in messages; `overrides` are the `a.b=c` that are in it already.
 
     Raises:
         SpecError: unknown key, wrong type or value out of bounds.
@@ -240,12 +250,13 @@ def spec_of(content: Mapping[str, Any], where: str) -> Spec:
     try:
         return Spec.model_validate(content)
     except ValidationError as error:
-        raise _explain(error, where) from None
+        raise _explain(error, where, overrides) from None
 
 
-def _explain(error: ValidationError, where: str) -> SpecError:
+def _explain(error: ValidationError, where: str, overrides: Sequence[str]) -> SpecError:
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
+    where = next((f"--set {text}" for text in overrides if f"{key}.".startswith(f"{text.partition('=')[0]}.")), where)
     if first["type"] == "extra_forbidden":
         known = _known_keys(first["loc"][:-1])
         close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)

@@ -182,6 +182,23 @@ def test_a_deadline_that_passes_frees_the_place_at_once() -> None:
     asyncio.run(main())
 
 
+def test_a_call_that_cannot_be_answered_in_its_time_is_refused_at_once() -> None:
+    async def main() -> None:
+        slow = Slow()
+        connection, other = (Connection(app) for app in [application(slow, inline_s=0.0)] * 2)
+        batcher = connection.app.dataplane.choose(None).batcher
+        batcher.costs.observe(1, 10.0)
+        connection.lane.data_received(infer())
+        other.lane.data_received(infer(grpc_timeout="5S"))
+        await wait_until(lambda: other.wire.written != b"")
+        response = Response(other.wire.written)
+        assert (response.status, "can't be met" in response.details) == ("8", True)
+        slow.go_on.set()
+        await wait_until(lambda: connection.wire.written != b"")
+
+    asyncio.run(main())
+
+
 def test_a_deadline_holds_for_the_sending_as_well() -> None:
     async def main() -> None:
         connection, data = Connection(application(double)), infer(grpc_timeout="10m")

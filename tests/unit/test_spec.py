@@ -66,6 +66,7 @@ def test_a_value_of_another_type_is_refused_where_it_stands(override: str) -> No
     with pytest.raises(SpecError, match="is not valid") as caught:
         load_spec(DIGITS, [override])
     assert override.partition("=")[0] in str(caught.value)
+    assert f" in --set {override} is not valid" in str(caught.value)
 
 
 @pytest.mark.parametrize(("text", "number"), [("1e-3", 0.001), ("2E+1", 20.0), ("1.5e2", 150.0), ("1", 1.0)])

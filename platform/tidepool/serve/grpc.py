@@ -221,10 +221,14 @@ def check_name(model: str, dataplane: Dataplane) -> None:
         raise UnknownModel("no such model is served here", seen=model, allowed=dataplane.model)
 
 
-async def infer(dataplane: Dataplane, request: pb.ModelInferRequest, key: str) -> pb.ModelInferResponse:
-    """The answer to a message from the holder of `key`."""
-    response = await dataplane.infer(protobuf.decode(request), request.model_version or None, key)
-    return protobuf.encode(response)
+async def infer(
+    dataplane: Dataplane, request: pb.ModelInferRequest, key: str, within_s: float | None = None
+) -> pb.ModelInferResponse:
+    """The answer to a message from the holder of `key`, who waits for `within_s`, or for ever."""
+    asked = protobuf.decode(request)
+    if within_s is not None:
+        protocol.hurry(asked, within_s)
+    return protobuf.encode(await dataplane.infer(asked, request.model_version or None, key))
 
 
 def api_key(grpc_context: Context) -> str:

@@ -97,7 +97,8 @@ class Call:
             message = framing.unframed(b"".join(self._parts), encoding, app.max_body_bytes)
             request = pb.ModelInferRequest.FromString(message)
             check_name(request.model_name, app.dataplane)
-            answer: bytes = (await infer(app.dataplane, request, self._key)).SerializeToString()
+            answered = await infer(app.dataplane, request, self._key, self._left_s())
+            answer: bytes = answered.SerializeToString()
             return answer
         except Refused as refused:
             return refused.why
@@ -105,6 +106,10 @@ class Call:
             return framing.NO_MESSAGE
         except Exception as error:
             return failure(error, NAME)
+
+    def _left_s(self) -> float | None:
+        """Seconds until nobody waits for the answer any more."""
+        return None if self._alarm is None else self._alarm.when() - self._lane.loop.time()
 
     def _finish(self, task: asyncio.Task[bytes | Failure]) -> None:
         self._lane.tasks.discard(task)
