@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -21,13 +22,16 @@ import httpx
 import psutil
 from load import closed_loop, open_loop, percentile
 from servers import Server
-from tidepool_server import NAME, Cluster, cluster, tidepool
+from tidepool_server import COMMAND, NAME, Cluster, cluster, tidepool
 from witnesses import Witnesses
 from workloads import WORKLOADS, Message, Workload
 
 STEP_CONNECTIONS, STEP_S = 16, 60.0
 CONNECTIONS, PAUSE_S = 2, 0.5
-SLEEPER, STEPPED = "sleeper", "stepped"
+SLEEPER, STEPPED, LENT = "sleeper", "stepped", "lent"
+SLOT, SLOTS = "slot", 4
+"""The pool: one for a replica, the others for training until the step."""
+SPEC = Path(__file__).parents[2] / "deployments/digits/spec.yaml"
 WORKLOAD = WORKLOADS["a"]
 DEAR = WORKLOADS["b"]
 """One that a single replica is busy with, not the machine with its clients."""
@@ -40,10 +44,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks/serving/surges.py", description=__doc__)
     parser.add_argument("--seconds", type=float, default=30.0, help="of twice the capacity")
     options = parser.parse_args()
-    with cluster() as running:
+    with cluster("--resources", json.dumps({SLOT: SLOTS})) as running:
         scaling(running)
         from_zero(running)
         overload(running, options.seconds)
+        from_training(running)
 
 
 def scaling(running: Cluster) -> None:
@@ -94,6 +99,43 @@ def overload(running: Cluster, seconds: float) -> None:
     for _ in range(4):
         after = open_loop(server.address, server.request, capacity / 4, 0.5)
         print(f"afterwards, half a second each: p99 {after.percentile(0.99) * 1e3:.1f} ms, {after.refused} refused")
+
+
+def from_training(running: Cluster) -> None:
+    """The step again, where training holds every accelerator that serving doesn't."""
+    serve = {"accelerator": SLOT, "num_replicas": [1, SLOTS], "num_cpus": 0.2, "slo_p99_ms": SLO_S * 1e3}
+    expected = running.register(DEAR, LENT, **serve)
+    server = deploy(running, LENT, DEAR)
+    server.await_answer(expected)
+    with training(), Witnesses(server, {"1": expected}, CONNECTIONS, PAUSE_S) as witnesses, load_on(server):
+        began = time.perf_counter()
+        running.await_replicas(LENT, lambda seen: sum(map(running.is_asked, seen)) >= 2)
+        print(f"from training: 2 replicas answer {time.perf_counter() - began:.1f} s after the step", flush=True)
+    print(f"{witnesses.answers} answers checked meanwhile, {len(witnesses.failures)} failed {witnesses.failures[:3]}")
+    print(subprocess.run([*COMMAND, "pool", "ledger"], capture_output=True, text=True).stdout)
+
+
+@contextmanager
+def training() -> Iterator[None]:
+    """A run that lasts, and has taken every accelerator that was free."""
+    least_to_most = f"train.num_workers=[0, {SLOTS - 1}]"
+    settings = (f"train.accelerator={SLOT}", least_to_most, "train.epochs=100000")
+    command = [*COMMAND, "train", str(SPEC), *(word for setting in settings for word in ("--set", setting))]
+    process = subprocess.Popen(command, cwd=SPEC.parents[2], stdout=subprocess.DEVNULL)
+    try:
+        while not has_filled():
+            time.sleep(1)
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def has_filled() -> bool:
+    """Whether the run trains on all that it may have."""
+    told = subprocess.run([*COMMAND, "pool", "--json"], capture_output=True, text=True, check=True).stdout
+    runs = [run for pool in json.loads(told) for run in pool["runs"]]
+    return any(sum(run["workers"].values()) == SLOTS - 1 and not run["joining"] for run in runs)
 
 
 def deploy(running: Cluster, name: str, workload: Workload = WORKLOAD) -> Server:

@@ -107,8 +107,8 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster() -> Iterator[Cluster]:
-    """Start a cluster in a home of its own; nothing of it is left afterwards.
+def cluster(*options: str) -> Iterator[Cluster]:
+    """Start a cluster in a home of its own, with further `options` of `tidepool up`; nothing of it is left afterwards.
 
     Raises:
         Absent: it doesn't start.
@@ -117,7 +117,7 @@ def cluster() -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory(prefix="tp-") as folder:
         os.environ["TIDEPOOL_HOME"] = folder
         mark = environment.mark(Settings())
-        tidepool("up", "--http-port", str(port), "--dashboard-port", str(dashboard))
+        tidepool("up", "--http-port", str(port), "--dashboard-port", str(dashboard), *options)
         try:
             yield Cluster(Path(folder), port, mark)
         finally:

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the coordinator's books."""
+"""Fixtures that several unit tests share."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pools import SPEC, Cluster
 from tidepool.pool import ledger
 from tidepool.pool.books import GRACE_S, Books
 from tidepool.pool.ledger import Ledger
+from tidepool.serve import shortcut
 
 
 @pytest.fixture
@@ -31,3 +32,9 @@ def books(cluster: Cluster, tmp_path: Path) -> Books:
 def entries(tmp_path: Path) -> Callable[[], list[tuple[str, str]]]:
     """The ledger's moves so far: what, and where it is."""
     return lambda: [(entry.kind, entry.phase) for entry in ledger.read(tmp_path / "ledger.jsonl")]
+
+
+@pytest.fixture
+def own_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this process publishes as models is the test's own."""
+    monkeypatch.setattr(shortcut, "_PUBLISHED", {})

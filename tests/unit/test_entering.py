@@ -10,17 +10,13 @@ import pytest
 from calls import Response, infer
 from lanes import Connection, application, double, wait_until
 from tidepool.errors import TryLater
-from tidepool.serve import shortcut
 from tidepool.serve.auth import Key, Keyring, digest
 from tidepool.serve.limits import Limit
 from tidepool.serve.rest import ModelApp
 
+pytestmark = pytest.mark.usefixtures("own_models")
+
 SLOW = {b"x-api-key": b"slow"}
-
-
-@pytest.fixture(autouse=True)
-def _own_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shortcut, "_PUBLISHED", {})
 
 
 def impatient(**options: Any) -> ModelApp:

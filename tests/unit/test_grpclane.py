@@ -13,17 +13,13 @@ from hypothesis import strategies as st
 
 from calls import MESSAGE, Response, call, frame, infer, is_http
 from lanes import LIMIT, Connection, Slow, application, double, wait_until
-from tidepool.serve import shortcut
 from tidepool.serve._pb2 import open_inference_pb2 as pb
 from tidepool.serve.framing import PATH
 from tidepool.serve.protocol import Tensors
 
+pytestmark = pytest.mark.usefixtures("own_models")
+
 OK, INTERNAL = "0", "13"
-
-
-@pytest.fixture(autouse=True)
-def _own_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shortcut, "_PUBLISHED", {})
 
 
 def ask(data: bytes) -> Response:
@@ -161,70 +157,6 @@ def test_a_model_that_fails_says_so_without_its_insides() -> None:
         await wait_until(lambda: connection.wire.written != b"")
         response = Response(connection.wire.written)
         assert (response.status, response.details) == (INTERNAL, "the model failed: ZeroDivisionError")
-
-    asyncio.run(main())
-
-
-def test_a_deadline_that_passes_frees_the_place_at_once() -> None:
-    async def main() -> None:
-        slow = Slow()
-        connection = Connection(application(slow, inline_s=0.0))
-        connection.lane.data_received(infer(grpc_timeout="50m"))
-        assert connection.app.in_air == 1
-        await wait_until(lambda: connection.wire.written != b"")
-        assert Response(connection.wire.written).status == "4"
-        assert connection.app.in_air == 0
-        slow.go_on.set()
-        connection.lane.data_received(infer())
-        await wait_until(lambda: b"grpc-status: 0" in connection.wire.written)
-        assert Response(connection.wire.written).whole == 2
-
-    asyncio.run(main())
-
-
-def test_a_call_that_cannot_be_answered_in_its_time_is_refused_at_once() -> None:
-    async def main() -> None:
-        slow = Slow()
-        connection, other = (Connection(app) for app in [application(slow, inline_s=0.0)] * 2)
-        batcher = connection.app.dataplane.choose(None).batcher
-        batcher.costs.observe(1, 10.0)
-        connection.lane.data_received(infer())
-        other.lane.data_received(infer(grpc_timeout="5S"))
-        await wait_until(lambda: other.wire.written != b"")
-        response = Response(other.wire.written)
-        assert (response.status, "can't be met" in response.details) == ("8", True)
-        slow.go_on.set()
-        await wait_until(lambda: connection.wire.written != b"")
-
-    asyncio.run(main())
-
-
-def test_a_deadline_holds_for_the_sending_as_well() -> None:
-    async def main() -> None:
-        connection, data = Connection(application(double)), infer(grpc_timeout="10m")
-        connection.lane.data_received(data[:-20])
-        await wait_until(lambda: connection.wire.written != b"")
-        connection.lane.data_received(data[-20:] + infer())
-        response = Response(connection.wire.written)
-        assert (response.whole, response.status, response.answer) == (2, OK, [2.0, 4.0])
-        assert connection.app.in_air == 0
-
-    asyncio.run(main())
-
-
-@pytest.mark.parametrize("sent", [infer(), infer()[:-10]])
-def test_a_client_that_goes_away_gives_up_its_place(sent: bytes) -> None:
-    async def main() -> None:
-        slow = Slow()
-        connection = Connection(application(slow, inline_s=0.0))
-        connection.lane.data_received(sent)
-        assert connection.app.in_air == 1
-        connection.wire.closed = True
-        connection.lane.connection_lost(None)
-        assert connection.app.in_air == 0
-        await wait_until(lambda: not connection.lane.tasks)
-        slow.go_on.set()
-        assert connection.wire.written == b""
 
     asyncio.run(main())
 

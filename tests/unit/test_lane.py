@@ -10,7 +10,8 @@ import orjson
 import pytest
 
 from lanes import LIMIT, Connection, Slow, answers, application, double, wait_until
-from tidepool.serve import shortcut
+
+pytestmark = pytest.mark.usefixtures("own_models")
 
 BODY = orjson.dumps({"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]})
 
@@ -27,11 +28,6 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 def numbers(body: bytes) -> list[float]:
     data: list[float] = orjson.loads(body)["outputs"][0]["data"]
     return data
-
-
-@pytest.fixture(autouse=True)
-def _own_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shortcut, "_PUBLISHED", {})
 
 
 def test_a_plain_request_is_answered_before_another_is_looked_at() -> None:
