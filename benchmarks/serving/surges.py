@@ -31,6 +31,8 @@ CONNECTIONS, PAUSE_S = 2, 0.5
 SLEEPER, STEPPED, LENT = "sleeper", "stepped", "lent"
 SLOT, SLOTS = "slot", 4
 """The pool: one for a replica, the others for training until the step."""
+SETTLES_S = 15
+"""For which training has had the pool before the step."""
 SPEC = Path(__file__).parents[2] / "deployments/digits/spec.yaml"
 WORKLOAD = WORKLOADS["a"]
 DEAR = WORKLOADS["b"]
@@ -125,6 +127,7 @@ def training() -> Iterator[None]:
     try:
         while not has_filled():
             time.sleep(1)
+        time.sleep(SETTLES_S)
         yield
     finally:
         process.kill()
