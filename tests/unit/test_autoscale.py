@@ -59,6 +59,14 @@ def wait_for_another(decision: float, policy: PoolPolicy, context: Any) -> float
     return wanted
 
 
+def test_a_moment_of_full_work_calls_for_nobody_and_a_second_of_it_does() -> None:
+    policy = PoolPolicy("slot", 1.0)
+    loads = [for_load({"busy": [busy] * 3}, 0.9) for busy in (*[0.5] * 5, *[1.0] * 7)]
+    wishes = [policy.steadily(load, tick / 5) for tick, load in enumerate(loads)]
+    assert loads[5] > 3 > max(wishes[:7])
+    assert wishes[-1] > 3
+
+
 def test_a_late_replica_calls_for_another_however_idle_it_is() -> None:
     assert for_load({"busy": [0.1, 0.1], "late": [0.9, 0.3]}, 0.6) == 3
     assert for_load({"busy": [0.9, 0.9], "late": [0.1, 0.1]}, 0.6) == pytest.approx(3)

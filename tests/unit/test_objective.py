@@ -131,6 +131,15 @@ def test_after_a_wave_its_replicas_are_let_go_within_two_seconds() -> None:
     assert after[-1] == 1
 
 
+def test_between_waves_that_come_again_and_again_its_replicas_stay() -> None:
+    objective = Objective(SLO_S)
+    objective.learn(said(0.0), MOST)
+    wishes = [objective.replicas(said(54.0 if tick % 25 > 12 else 4.0), tick / 5) for tick in range(300)]
+    assert 6 <= min(wishes[100:]) <= max(wishes[100:]) <= 7
+    after = [objective.replicas(said(4.0), 60 + tick / 5) for tick in range(100)]
+    assert (after[0], after[-1]) == (wishes[-1], 1)
+
+
 def test_batches_make_a_replica_faster_until_they_are_full() -> None:
     curve = latency_curve(one_s=0.02, full_s=0.05, full=16.0)
     assert curve.in_flight == (1, 2, 4, 8, 16, 32, 64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tidepool.pool.forecast import ahead, replicas_wanted, since_the_fall
+from tidepool.pool.forecast import ahead, in_waves, replicas_wanted, since_the_fall
 from tidepool.pool.staffing import LatencyCurve, Staffing
 
 
@@ -59,6 +59,16 @@ def test_a_fall_beyond_chance_ends_what_was_before() -> None:
 @pytest.mark.parametrize("rates", [[], [0.0], [0.0, 9.0], [50.0, 50.0, 0.0], [50.0, 40.0, 30.0], [4.0, 0.0, 0.0]])
 def test_a_fluctuation_a_rise_and_a_slow_fall_end_nothing(rates: list[float]) -> None:
     assert since_the_fall(rates, last_s=0.2) == rates
+
+
+def test_waves_that_follow_one_another_are_known_from_one_wave() -> None:
+    rest, wave, ebb = [1.0] * 25, [28.0, 28.0], [3.0, 2.0, 3.0]
+    assert in_waves(rest + wave + ebb + wave)
+    assert in_waves(rest + wave + ebb + wave + ebb)
+    assert not in_waves(rest + wave + ebb)
+    assert not in_waves(rest + wave + rest + wave)
+    assert not in_waves(rest)
+    assert not in_waves([])
 
 
 def test_hardly_any_second_of_steady_traffic_is_taken_for_a_fall() -> None:

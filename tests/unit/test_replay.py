@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from tidepool.errors import DataError
+from tidepool.pool.sight import Sight
 from tidepool.pool.tide import to_svg
 from tidepool.replay.regimes import HEADINGS, Outcome, regimes, rows
+from tidepool.replay.stage import holdings
 from tidepool.replay.stand_ins import SlowAnswer
 from tidepool.replay.traffic import due_times, send, until_new_answers, waves
 
@@ -50,6 +52,21 @@ def test_waves_come_in_the_second_half_of_each_period() -> None:
     calm, high = np.histogram(due % 20, (0, 10, 20))[0]
     assert 28 * 30 * 0.8 < high < 28 * 30 * 1.2
     assert high * 0.05 < calm < high * 0.2
+
+
+@pytest.mark.parametrize(
+    ("sight", "serving", "training"),
+    [
+        (Sight({"a": 4.0}, {"a": 1.0}, {"answer": {"a": 1}}, members={"run": {"a": 2}}), 1, 2),
+        (Sight({"a": 4.0}, {"a": 0.0}, {"answer": {"a": 3}}, {"answer": 1}), 4, 0),
+        (Sight({"a": 4.0}, {"a": 0.0}, {"answer": {"a": 1}}, {"answer": 1}, members={"run": {"a": 3}}), 1, 3),
+        (Sight({"a": 4.0}, {"a": 1.0}, {"answer": {"a": 1}}, members={"run": {"a": 1}}, hired={"run": {"a": 2}}), 1, 2),
+        (Sight({"a": 4.0}, {"a": 0.0}, {"answer": {"a": 1}}, workers={"job": 3}), 1, 3),
+    ],
+    ids=["members", "a replica that starts", "a replica that waits", "members that start", "Ray Train's workers"],
+)
+def test_who_starts_holds_its_accelerator_and_who_waits_holds_none(sight: Sight, serving: int, training: int) -> None:
+    assert holdings(sight) == (serving, training)
 
 
 def test_every_request_is_sent_when_it_is_due_and_a_stall_is_charged_in_full() -> None:

@@ -53,6 +53,7 @@ def replay(
     compress: float = typer.Option(60.0, min=1, help="Play the trace so many times as fast."),
     seconds: float = typer.Option(60.0, min=10, help="Length of the replay."),
     wave: float | None = typer.Option(None, min=1, help="A wave every so many seconds, in place of a trace."),
+    peak: float = typer.Option(0.7, min=0.01, help="Of requests, over what all accelerators could answer."),
     accelerators: int = typer.Option(4, min=2, help="Logical accelerators of the local cluster."),
     only: list[str] = typer.Option(
         [], help="Play this one alone: tidepool, 'split 2 + 2', 'stock Ray'; may be repeated."
@@ -71,7 +72,7 @@ def replay(
     from tidepool.replay.regimes import HEADINGS, regimes, rows
     from tidepool.replay.stage import Play
 
-    play = Play(accelerators, seconds, compress, str(trace.resolve()) if trace else None, wave)
+    play = Play(accelerators, seconds, compress, str(trace.resolve()) if trace else None, wave, peak=peak)
     print(f"{len(play.due_s):,} requests in {seconds:g} s", file=sys.stderr)
     outcomes = []
     for regime in (one for one in regimes(accelerators) if one.name in (only or [one.name])):

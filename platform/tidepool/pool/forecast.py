@@ -21,6 +21,8 @@ SURE = 4.0
 """Standard deviations beyond which a difference isn't chance."""
 BEFORE = 3
 """Seconds before a fall that tell the rate until then: as many as have passed since, and so many at least."""
+RECENT_S = 20
+"""Seconds for which a wave that has come back is expected again."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,16 @@ def since_the_fall(rates: Sequence[float], last_s: float = 1.0) -> Sequence[floa
             return rates[first:]
         count, seconds = count + rates[first - 1], seconds + 1.0
     return rates
+
+
+def in_waves(rates: Sequence[float]) -> bool:
+    """Whether the last seconds of `rates` were busy, then quiet, then busy again: over their mean, and under a third of
+    it.
+    """
+    recent = rates[-RECENT_S:]
+    mean = sum(recent) / max(len(recent), 1)
+    busy = [second for second, rate in enumerate(recent) if rate > mean]
+    return bool(busy) and min(recent[busy[0] : busy[-1] + 1]) < mean / 3
 
 
 def recent_peak(levels: Floats, bins: int) -> Floats:

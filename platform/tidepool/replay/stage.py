@@ -22,6 +22,7 @@ import numpy as np
 from tidepool.cluster import local
 from tidepool.cluster.ports import Ports
 from tidepool.errors import TrainingError
+from tidepool.pool.sight import Sight
 from tidepool.pool.workload import Floats
 from tidepool.replay.regimes import Outcome, Regime
 from tidepool.replay.traffic import Answers, due_times, send, until_new_answers, waves
@@ -53,13 +54,13 @@ class Play:
     sample_s: float = 0.004
     """Of a train worker for a sample."""
     slo_s: float = 1.0
-    filled: float = 0.7
-    """The peak of requests, over what all accelerators together could answer."""
+    peak: float = 0.7
+    """Of requests, over what all accelerators together could answer."""
 
     @property
     def due_s(self) -> Floats:
         """When the requests are due."""
-        peak = self.filled * self.accelerators / self.service_s
+        peak = self.peak * self.accelerators / self.service_s
         if self.wave_s is not None:
             return waves(self.seconds, self.wave_s, peak)
         return due_times(Path(self.trace) if self.trace else None, self.seconds, self.compress, peak)
@@ -165,10 +166,7 @@ def _watched() -> Iterator[list[tuple[float, int, int]]]:
     def watch() -> None:
         began = time.monotonic()
         while not over.wait(LOOK_S):
-            sight = look(RESOURCE)
-            serving = sum(sum(nodes.values()) for nodes in sight.replicas.values())
-            held = round(sum(sight.total.values()) - sum(sight.free.values()))
-            tide.append((time.monotonic() - began, serving, max(0, held - serving)))
+            tide.append((time.monotonic() - began, *holdings(look(RESOURCE))))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -177,6 +175,15 @@ def _watched() -> Iterator[list[tuple[float, int, int]]]:
     finally:
         over.set()
         thread.join()
+
+
+def holdings(sight: Sight) -> tuple[int, int]:
+    """Accelerators that serving and training hold: a process that only comes to life has its own already."""
+    held = round(sum(sight.total.values()) - sum(sight.free.values()))
+    living = sum(sum(nodes.values()) for nodes in sight.replicas.values())
+    runs = [*sight.members.values(), *sight.hired.values(), sight.workers]
+    training = max(0, min(sum(sum(nodes.values()) for nodes in runs), held - living))
+    return held - training, training
 
 
 def _outcome(

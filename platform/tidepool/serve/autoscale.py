@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from tidepool.errors import TidepoolError
@@ -25,6 +27,8 @@ BUSY = 0.6
 """Share of time that a replica should be at work: what is left over takes the fluctuations."""
 FULL = 0.9
 """The same where it is known how many replicas hold the objective: only for work that this doesn't count."""
+STEADY_S = 1.0
+"""And in the mean of so long: requests that happen to come at once keep all replicas busy for a moment."""
 LATE = 0.5
 """A backlog over this share of the latency objective calls for one replica more, however busy they are."""
 REPEAT_S = 2.0
@@ -63,6 +67,8 @@ class PoolPolicy:
         self._accelerator = accelerator
         self._facts = {"per_replica": per_replica, "priority": priority, "slo_p99_ms": slo_p99_ms}
         self._objective = Objective(slo_p99_ms / 1e3)
+        self._loads: deque[tuple[float, float]] = deque()
+        """(when, replicas for the load) of the last `STEADY_S`."""
         self._wish: dict[str, Any] | None = None
         self._told: dict[str, Any] | None = None
         self._seen: tuple[Vitals, int] = ({}, 1)
@@ -91,15 +97,23 @@ class PoolPolicy:
         """Replicas, not yet within any bounds."""
         vitals = {name: list(of.values()) for name, of in (context.aggregated_metrics or {}).items()}
         self._seen = vitals, context.capacity_adjusted_max_replicas
-        holding = self._objective.replicas(vitals, time.monotonic())
+        now = time.monotonic()
+        holding = self._objective.replicas(vitals, now)
         if holding is not None and context.current_num_replicas:
-            return max(float(holding), for_load(vitals, FULL))
+            return max(float(holding), self.steadily(for_load(vitals, FULL), now))
         from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 
         if "one_s" in vitals:
             self._wake.set()  # what requests cost can be learned now
         by_queues, _ = replica_queue_length_autoscaling_policy(context)
         return max(float(by_queues), for_load(vitals, BUSY))
+
+    def steadily(self, load: float, now: float) -> float:
+        """What the load of the last `STEADY_S` called for in the mean."""
+        self._loads.append((now, load))
+        while self._loads[0][0] < now - STEADY_S:
+            self._loads.popleft()
+        return fmean(replicas for _, replicas in self._loads)
 
     def _work(self) -> None:
         while True:

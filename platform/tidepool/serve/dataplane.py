@@ -10,25 +10,25 @@ import functools
 import math
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tidepool.artifact import Artifact, answer
-from tidepool.errors import NotReady, UnknownModel
+from tidepool.errors import InvalidRequest, NotReady, UnknownModel
 from tidepool.recipe import Generates, Signature
 from tidepool.serve import protocol
 from tidepool.serve.batching import MAX_WAITING, Batcher
 from tidepool.serve.cache import Cache, cache_key
 from tidepool.serve.costs import calibrate
 from tidepool.serve.engine import OnnxEngine
-from tidepool.serve.generating import Generating
+from tidepool.serve.generating import Generating, Generation, Pieces, Prompt
 from tidepool.serve.protocol import InferRequest, InferResponse, Parameters, Tensors
 from tidepool.serve.stacking import Stacking
 from tidepool.serve.statistics import Counts
 
 if TYPE_CHECKING:
-    from tidepool.serve.traffic import Traffic
+    from tidepool.serve.traffic import Traffic, Visit
 
 WARM_UP_ROWS = 64
 """The largest batch that a version runs before its first request, to learn what batches cost."""
@@ -158,6 +158,37 @@ class Dataplane:
             parameters={"digest": chosen.digest},
             binary=binary,
         )
+
+    def generate(self, prompt: Prompt, version: str | None = None, key: str = "") -> Generation:
+        """The text that follows a prompt, none of it generated yet; `key` is the id of the caller's API key.
+
+        Raises:
+            UnknownModel: no such version.
+            NotReady: nothing is loaded yet.
+        """
+        traffic, request = self.lineup.traffic, InferRequest({}, id=prompt.id, parameters=prompt.parameters)
+        visit = None if traffic is None else traffic.visit(request, version, key)
+        chosen = self.choose(version if visit is None else visit.version)
+        pieces = self._counted(self.generating.pieces(self.model, chosen, prompt), chosen, visit)
+        return Generation(self.model, chosen, prompt, pieces)
+
+    async def _counted(self, pieces: Pieces, chosen: LoadedVersion, visit: Visit | None) -> Pieces:
+        """The same pieces; how they ended counts as one request."""
+        began = time.monotonic_ns()
+        try:
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    yield piece
+        except BaseException as error:
+            if not isinstance(error, InvalidRequest):
+                chosen.counts.failed(time.monotonic_ns() - began)
+            if visit is not None:
+                visit.failed_to_generate(error)
+            raise
+        took = time.monotonic_ns() - began
+        chosen.counts.answered(1, took)
+        if visit is not None:
+            visit.generated(took)
 
     async def _outputs(self, chosen: LoadedVersion, request: InferRequest, rows: int, key: str) -> Tensors:
         priority, deadline = 0, math.inf

@@ -112,37 +112,46 @@ class Generating:
         finally:
             self.ran_s += time.perf_counter() - began
 
-    async def whole(self, model: str, loaded: LoadedVersion, prompt: Prompt) -> bytes:
-        """The answer to `generate`: all pieces in one. Raises what `pieces` does."""
-        text = "".join([piece async for piece in self.pieces(model, loaded, prompt)])
-        return orjson.dumps(_said(model, loaded, prompt, text))
 
-    async def stream(self, model: str, loaded: LoadedVersion, prompt: Prompt) -> AsyncGenerator[bytes, None]:
+@dataclass(frozen=True)
+class Generation:
+    """A text in the making: which version of which model generates it, for whom, and its pieces as they come."""
+
+    model: str
+    loaded: LoadedVersion
+    prompt: Prompt
+    pieces: Pieces
+
+    async def whole(self) -> bytes:
+        """The answer to `generate`: all pieces in one. Raises what `Generating.pieces` does."""
+        return orjson.dumps(self._said("".join([piece async for piece in self.pieces])))
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
         """The answer to `generate_stream`, an event for each piece, once there is a first one. What fails later is an
-        event too. Raises what `pieces` does.
+        event too. Raises what `Generating.pieces` does.
         """
-        pieces = self.pieces(model, loaded, prompt)
-        first = await anext(pieces, None)
+        first = await anext(self.pieces, None)
 
         async def events() -> AsyncGenerator[bytes, None]:
-            async with contextlib.aclosing(pieces):
+            async with contextlib.aclosing(self.pieces) as pieces:
                 if first is not None:
-                    yield _event(_said(model, loaded, prompt, first))
+                    yield _event(self._said(first))
                 try:
                     async for piece in pieces:
-                        yield _event(_said(model, loaded, prompt, piece))
+                        yield _event(self._said(piece))
                 except TidepoolError as error:
                     yield _event({"error": str(error)})
                 except Exception as error:
-                    log.exception("generating for %s failed", model)
+                    log.exception("generating for %s failed", self.model)
                     yield _event({"error": f"the model failed: {type(error).__name__}"})
 
         return events()
 
-
-def _said(model: str, loaded: LoadedVersion, prompt: Prompt, text: str) -> dict[str, Any]:
-    said = {"model_name": model, "model_version": loaded.version, "text_output": text}
-    return said if prompt.id is None else {"id": prompt.id, **said}
+    def _said(self, text: str) -> dict[str, Any]:
+        version, digest = self.loaded.version, self.loaded.digest
+        said = {"model_name": self.model, "model_version": version, "text_output": text}
+        about = {"parameters": {"digest": digest}}
+        return {**said, **about} if self.prompt.id is None else {"id": self.prompt.id, **said, **about}
 
 
 def _event(document: dict[str, Any]) -> bytes:

@@ -8,10 +8,11 @@ What they don't know (the event loop's own work, text that is generated) is left
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from tidepool.pool.forecast import Smoothing, replicas_wanted, since_the_fall
+from tidepool.pool.forecast import RECENT_S, Smoothing, in_waves, replicas_wanted, since_the_fall
 from tidepool.pool.staffing import LatencyCurve, Staffing
 
 Vitals = Mapping[str, Sequence[float]]
@@ -24,6 +25,8 @@ SMOOTHING = Smoothing(level_s=1.0, trend_s=40.0, damping_s=30.0, peak_s=5.0)
 for as long as requests fluctuate, unless they fell for certain; that training comes back only after a while is the
 pool's own `hold_s`.
 """
+RETURNING = Smoothing(level_s=1.0, trend_s=math.inf, peak_s=RECENT_S)
+"""While waves come again and again: one that rises is no trend, and between two of them the next one is expected."""
 CHANGED = 0.1
 """Costs that differ by less than this share are still the same."""
 IDLE = 0.5
@@ -66,10 +69,13 @@ class Objective:
             return None
         beyond = sum(max(0.0, late - PATIENT) for late in vitals.get("late", ()))
         rates: Sequence[float] = [total / count for _, total, count in self._rates]
-        if max(vitals.get("busy", ()), default=0.0) < IDLE:  # else they may ask less because they wait for answers
+        smoothing = SMOOTHING
+        if in_waves(rates[:-1]):
+            rates, smoothing = rates[:-1], RETURNING
+        elif max(vitals.get("busy", ()), default=0.0) < IDLE:  # else they may ask less because they wait for answers
             rates = since_the_fall(rates, now - int(now))
         backlog = beyond * self._slo_s * staffing.throughput
-        return replicas_wanted(rates, staffing, backlog=backlog, drain_s=DRAIN_S, smoothing=SMOOTHING)
+        return replicas_wanted(rates, staffing, backlog=backlog, drain_s=DRAIN_S, smoothing=smoothing)
 
     def _resembles(self, costs: Mapping[str, float]) -> bool:
         known = self._costs

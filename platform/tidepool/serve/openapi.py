@@ -181,6 +181,7 @@ _SCHEMAS: Json = {
         model_name=_TEXT,
         model_version=_TEXT,
         text_output=_TEXT,
+        parameters=_FREE,
     ),
     "InferResponse": _object(
         ("model_name", "outputs"),

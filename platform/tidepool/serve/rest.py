@@ -187,16 +187,16 @@ class ModelApp:
         if scope["method"] != "POST":
             return _wrong_method(b"POST")
         headers = dict(scope["headers"])
-        self.enter(headers, _declared(headers), version)
+        key = self.enter(headers, _declared(headers), version)
         try:
             prompt = generating.decode(await read_body(headers, receive, self.max_body_bytes, self.patience_s))
             async with contextlib.AsyncExitStack() as hold:
                 await hold.enter_async_context(self.dataplane.held())
-                what = self.dataplane.model, self.dataplane.choose(version), prompt
+                generation = self.dataplane.generate(prompt, version, key)
                 if way == "generate":
-                    return 200, [JSON], await unless_gone(self.dataplane.generating.whole(*what), receive)
+                    return 200, [JSON], await unless_gone(generation.whole(), receive)
                 # From here on it is bounded, and let go of, as a generation.
-                events = await unless_gone(self.dataplane.generating.stream(*what), receive)
+                events = await unless_gone(generation.stream(), receive)
                 return 200, [EVENTS], holding(hold.pop_all(), events)
         finally:
             self.leave()

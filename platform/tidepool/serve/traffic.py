@@ -60,24 +60,31 @@ class Visit:
 
     def answered(self, chosen: LoadedVersion, rows: int, outputs: Tensors, nanoseconds: int) -> None:
         """Count the answer, have it compared and logged."""
-        observed = self._observed
-        if observed is not None:
-            if self.version == observed.share.version:
-                observed.tally.answers += 1
-                observed.tally.slow += nanoseconds > self._traffic.slow_ns
-            if self._beside is not None:
-                self._traffic.compare(self._request.inputs, outputs, self._beside, observed)
+        self.generated(nanoseconds)
+        if self._observed is not None and self._beside is not None:
+            self._traffic.compare(self._request.inputs, outputs, self._beside, self._observed)
         if self._logged:
             self._write(chosen, rows, outputs, "ok", nanoseconds)
 
     def failed(self, chosen: LoadedVersion, rows: int, error: BaseException, nanoseconds: int) -> None:
         """Count a failure, unless it was the request's own, or one of having too much to do, or nobody's; log it."""
+        self.failed_to_generate(error)
+        if self._logged:
+            self._write(chosen, rows, {}, type(error).__name__, nanoseconds)
+
+    def generated(self, nanoseconds: int) -> None:
+        """Count an answer; a text in pieces is neither compared nor logged."""
+        observed = self._observed
+        if observed is not None and self.version == observed.share.version:
+            observed.tally.answers += 1
+            observed.tally.slow += nanoseconds > self._traffic.slow_ns
+
+    def failed_to_generate(self, error: BaseException) -> None:
+        """Count a failure, with the same excuses."""
         observed, excused = self._observed, not isinstance(error, Exception) or isinstance(error, RequestError)
         if observed is not None and self.version == observed.share.version and not excused:
             observed.tally.answers += 1
             observed.tally.errors += 1
-        if self._logged:
-            self._write(chosen, rows, {}, type(error).__name__, nanoseconds)
 
     def _write(self, chosen: LoadedVersion, rows: int, outputs: Tensors, status: str, nanoseconds: int) -> None:
         seconds, traffic = nanoseconds / 1e9, self._traffic
