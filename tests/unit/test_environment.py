@@ -68,7 +68,9 @@ def test_two_clusters_share_no_port(tmp_path: Path) -> None:
     assert all(first[name] != second[name] for name in ports)
 
 
-CONFIG = """defaults
+CONFIG = """global
+    tune.bufsize 65536
+defaults
     option httplog
     errorfile 503 /elsewhere/500.http
 frontend p
@@ -127,6 +129,10 @@ def test_haproxy_is_started_with_metrics_and_statistics_on_loopback(config: str)
     assert binds == [
         f"127.0.0.1:{BLOCK['haproxy_metrics']}", "*:8000", "*:8001", f"127.0.0.1:{BLOCK['haproxy_stats']}"
     ]  # fmt: skip
+
+
+def test_large_bodies_go_by_large_pipes(config: str) -> None:
+    assert f"tune.bufsize 65536\n    tune.pipesize {haproxy.PIPE}\n" in config
 
 
 def test_haproxy_logs_failures_alone_and_tells_of_them_in_json(config: str) -> None:

@@ -11,6 +11,8 @@ METRICS_PORT, STATISTICS_PORT = 9101, 8404
 """Serve's own choice: ports of a machine that has one cluster."""
 INFERENCE = "/inference.GRPCInferenceService/"
 """How the path of a call of the Open Inference Protocol begins; the model's name is field 1 of its message."""
+PIPE = 1 << 20
+"""Bytes of a pipe by which the kernel passes on what doesn't fit HAProxy's buffer: the most that anybody may have."""
 
 SCRIPT = r"""#!/bin/sh
 for argument; do
@@ -21,6 +23,7 @@ shared=$(sed -n 's/^ *acl is_\(.*\) req.hdr(application) -m str _shared$/\1/p' "
 gateway=$(sed -n 's/^ *acl is_\(.*\) req.hdr(application) -m str gateway$/\1/p' "$config")
 sed -i -e 's/bind :@METRICS@$/bind 127.0.0.1:@METRICS@/' \
     -e 's/bind \*:@STATS@$/bind 127.0.0.1:@STATS@/' \
+    -e 's/^    tune.bufsize .*/&\n    tune.pipesize @PIPE@/' \
     -e 's/^    option httplog$/&\n    option dontlog-normal/' \
     -e 's#^\( *errorfile 50[234]\) .*#\1 @UNAVAILABLE@#' \
     -e '/^frontend http_frontend/,/^ *bind/s#^ *bind .*#&\
@@ -82,6 +85,7 @@ def program(
     - Metrics and statistics listen on loopback: Serve opens both to every interface, without a password.
     - No log line for each request; what went wrong is still logged.
     - Its own errors have the protocol's one shape.
+    - The rest of a large body goes from socket to socket by a pipe that takes it in one piece.
     - A request goes to a replica when all of it is here, or as much as fits HAProxy's buffer: one that went in pieces
       couldn't be sent again to another replica if the first one dies with it.
     - Calls to infer go to the replicas' HTTP ports (`serve.grpclane`): their gRPC servers take three times as long for
@@ -95,6 +99,7 @@ def program(
         "METRICS": metrics_port,
         "STATS": statistics_port,
         "INFERENCE": INFERENCE,
+        "PIPE": PIPE,
         "BINARY": binary,
         "UNAVAILABLE": _page(folder / "unavailable.http", "503 Service Unavailable", NO_REPLICA),
         "SLOW": _page(folder / "slow.http", "408 Request Timeout", NO_BODY),
