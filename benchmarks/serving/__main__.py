@@ -17,7 +17,7 @@ from alone import Alone
 from contestants import ALL, Contestant, contestants
 from environments import Absent
 from report import Sample
-from servers import Server
+from servers import Server, rest
 from workloads import WORKLOADS, Workload
 
 WARM_UP_S = 2.0
@@ -78,6 +78,7 @@ def measure_all(
 
 def measure(title: str, server: Server, options: argparse.Namespace) -> Iterator[Sample]:
     """Closed loops, then open ones at shares of the capacity that they found."""
+    rest()
     load.closed_loop(server.address, server.request, max(options.connections), WARM_UP_S)
     capacity = 0.0
     for connections in options.connections:

@@ -18,6 +18,8 @@ from tidepool.cluster import processes
 
 PATIENCE_S = 90.0
 """Seconds that a server may take to start."""
+IDLE_PERCENT, LOOK_S, LONGEST_REST_S = 15, 3.0, 30.0
+"""Of the machine's processor time; how long it is looked at; and how long at most it is given to come down to that."""
 
 
 @dataclass(frozen=True)
@@ -75,3 +77,10 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def rest() -> None:
+    """Until the machine has nothing to do: what is left to be done after a start or a deployment must not count."""
+    until = time.monotonic() + LONGEST_REST_S
+    while psutil.cpu_percent(LOOK_S) > IDLE_PERCENT and time.monotonic() < until:
+        pass

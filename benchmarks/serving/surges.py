@@ -19,9 +19,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import httpx
-import psutil
 from load import closed_loop, open_loop, percentile
-from servers import Server
+from servers import Server, rest
 from tidepool_server import COMMAND, NAME, Cluster, cluster, tidepool
 from witnesses import Witnesses
 from workloads import WORKLOADS, Message, Workload
@@ -38,7 +37,6 @@ WORKLOAD = WORKLOADS["a"]
 DEAR = WORKLOADS["b"]
 """One that a single replica is busy with, not the machine with its clients."""
 SLO_S = 0.2
-IDLE_PERCENT = 15
 
 
 def main() -> None:
@@ -149,12 +147,6 @@ def deploy(running: Cluster, name: str, workload: Workload = WORKLOAD) -> Server
         running.registry.promote(name, 1)
     tidepool("deploy", name)
     return running.server(workload, name)
-
-
-def rest() -> None:
-    """Until the machine has nothing to do: what a deployment leaves to be done must not count."""
-    while psutil.cpu_percent(5.0) > IDLE_PERCENT:
-        pass
 
 
 def impatient(server: Server) -> Server:
