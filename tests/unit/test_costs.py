@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidepool.serve.costs import PROBE_RUNS, TRUSTED, Costs, calibrate
+from tidepool.serve.costs import KEPT, PROBE_RUNS, TRUSTED, Costs, calibrate
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 
@@ -149,3 +149,16 @@ def test_a_request_of_several_rows_costs_what_they_do_and_fewer_fit_in_a_batch()
     assert pace["full_s"] == pytest.approx(affine(32), rel=0.01)
     assert learned(affine).pace(each=64.0, limit=32)["full"] == 1
     assert Costs().pace(1.0, 1) == {}
+
+
+def test_of_many_runs_at_once_one_a_millisecond_is_learned_from() -> None:
+    costs, now = Costs(), 0.0
+    for _ in range(1000):
+        costs.glance(1, began=now, clock=lambda: now + 1e-4)  # noqa: B023
+        now += 1e-4
+    assert costs.runs == 1000
+    assert costs.seconds(1) == pytest.approx(1e-4)
+    for _ in range(KEPT * 10):
+        costs.glance(1, began=now, clock=lambda: now + 3e-4)  # noqa: B023
+        now += 1e-3
+    assert costs.seconds(1) == pytest.approx(3e-4)

@@ -159,7 +159,7 @@ class Batcher:
     def _run_alone(self, inputs: Tensors, size: int) -> Tensors:
         began = self._clock()
         outputs = self._call(inputs)
-        self.costs.observe(size, self._clock() - began)
+        self.costs.glance(size, began, self._clock)
         return outputs
 
     def _enqueue(self, waiting: _Waiting, loop: asyncio.AbstractEventLoop) -> None:

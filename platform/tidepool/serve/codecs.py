@@ -195,12 +195,16 @@ def _decode_outputs(document: object) -> list[RequestedOutput] | None:
 
 
 def _shape(name: str, shape: object) -> tuple[int, ...]:
-    if not isinstance(shape, list) or not all(_is_int(n) and 0 <= n < 2**31 for n in shape):
-        raise InvalidRequest(f"input {name} has no proper shape", seen=shape, allowed="a list of lengths")
+    lengths = shape if isinstance(shape, list) else [None]
+    size = 1
+    for length in lengths:
+        if not _is_int(length) or not 0 <= length < 2**31:
+            raise InvalidRequest(f"input {name} has no proper shape", seen=shape, allowed="a list of lengths")
+        size *= length or 1
     # numpy's own bounds, which hold for empty tensors as well: a zero beside huge lengths is refused too.
-    if len(shape) > MOST_AXES or math.prod(length or 1 for length in shape) > MOST_VALUES:
-        raise InvalidRequest(f"the shape of input {name} is too large", seen=f"{len(shape)} axes", allowed=MOST_AXES)
-    return tuple(shape)
+    if len(lengths) > MOST_AXES or size > MOST_VALUES:
+        raise InvalidRequest(f"the shape of input {name} is too large", seen=f"{len(lengths)} axes", allowed=MOST_AXES)
+    return tuple(lengths)
 
 
 def _is_int(value: object) -> TypeGuard[int]:

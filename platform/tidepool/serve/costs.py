@@ -12,6 +12,7 @@ as it last rose, and a size that was found slow is forgotten after many runs of 
 
 from __future__ import annotations
 
+import math
 import time
 from bisect import bisect_left, insort
 from collections import deque
@@ -32,6 +33,8 @@ TAIL = 0.99
 """The share of runs that take at most `Costs.excess_s` longer than expected."""
 MEAN_WEIGHT = 0.02
 """Weight of the latest run in the running mean of measured over predicted seconds."""
+GLANCE_S = 1e-3
+"""Between two runs of `Costs.glance` that are learned from: more would teach nothing new."""
 EXCESS_STEP = 0.05
 """Step in learning that excess, in predicted run times."""
 
@@ -47,6 +50,7 @@ class Costs:
         """Mean seconds of a run over those of an undisturbed one."""
         self.excess_s = 0.0
         """99 of 100 runs take at most this much longer than expected: pauses, neighbours on the machine."""
+        self._glances_at = -math.inf
         self._buckets: dict[int, _Bucket] = {}
         self._numbers: list[int] = []
         self._sizes: list[int] = []
@@ -70,6 +74,14 @@ class Costs:
             self._numbers.insert(at, number)
             self._sizes.insert(at, knot[0])
             self._seconds.insert(at, knot[1])
+
+    def glance(self, size: int, began: float, clock: Callable[[], float]) -> None:
+        """The same for a run that has just ended, one of many: most of them are only counted."""
+        if began < self._glances_at:
+            self.runs += 1
+        else:
+            self.observe(size, clock() - began)
+            self._glances_at = began + GLANCE_S
 
     def expected(self, size: int) -> float:
         """The mean seconds of a run as things are; 0 while nothing is known."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 
 from google.protobuf.message import DecodeError
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tidepool.errors import NotReady
 from tidepool.serve import eager, framing, shortcut
@@ -19,6 +18,7 @@ from tidepool.serve._pb2 import open_inference_pb2 as pb
 from tidepool.serve.body import too_large, too_slow
 from tidepool.serve.framing import FRAME, NAME, PATH, Refused
 from tidepool.serve.grpc import Failure, check_name, failure, infer
+from tidepool.serve.keepalive import KeptAlive
 from tidepool.serve.rest import ModelApp
 
 
@@ -139,7 +139,7 @@ class Call:
             self._answering.cancel()
 
 
-class GrpcLane(HttpToolsProtocol):
+class GrpcLane(KeptAlive):
     """uvicorn's protocol, which answers calls to infer itself."""
 
     _call: Call | None = None
@@ -152,17 +152,13 @@ class GrpcLane(HttpToolsProtocol):
         if (read := framing.plain(data)) is None or self._is_taken():
             super().data_received(data)
             return
-        self._unset_keepalive_if_required()
         headers, body = read
         call = self._begin(Call(self, headers, keep_alive=True))
         call.take(body)
         call.end()
 
     def _is_taken(self) -> bool:
-        """Whether a request is in the air, or its answer on the way."""
-        if self._parses or self.flow.write_paused:
-            return True
-        return self.cycle is not None and not self.cycle.response_complete
+        return self._parses or super()._is_taken()
 
     def _begin(self, call: Call) -> Call:
         self._call = call

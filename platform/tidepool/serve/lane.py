@@ -96,7 +96,6 @@ class Lane(GrpcLane):
             self._key = app.enter(head.headers, head.length, head.version)
         except TidepoolError:
             return False
-        self._unset_keepalive_if_required()
         self._head, self._app = head, app
         if missing:
             self._body = bytearray(data[end + len(END) :])
@@ -104,6 +103,9 @@ class Lane(GrpcLane):
         else:
             self._start(head, data[end + len(END) :])
         return True
+
+    def _is_taken(self) -> bool:
+        return self._head is not None or super()._is_taken()
 
     def _read_on(self, head: Head, data: bytes) -> None:
         missing = head.length - len(self._body)
