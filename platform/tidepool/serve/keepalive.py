@@ -31,12 +31,14 @@ class KeptAlive(HttpToolsProtocol):
         """End the connection, unless a request has come since the timer was set."""
         self.timeout_keep_alive_task = None
         left = self._rests_since + self.timeout_keep_alive - self.loop.time()
+        if self.transport.is_closing():
+            return
         if self._is_taken():
             self._wait(self.timeout_keep_alive)
         elif left > 0:
             self._wait(left)
         else:
-            super().timeout_keep_alive_handler()
+            self.transport.close()
 
     def _is_taken(self) -> bool:
         """Whether a request is in the air, or its answer on the way."""
