@@ -157,6 +157,9 @@ def test_of_many_runs_at_once_one_a_millisecond_is_learned_from() -> None:
         costs.glance(1, began=now, clock=lambda: now + 1e-4)  # noqa: B023
         now += 1e-4
     assert costs.runs == 1000
+    for _ in range(3):
+        costs.glance(64, began=now, clock=lambda: now + 1e-2)
+    assert costs.seconds(64) == pytest.approx(1e-2)
     assert costs.seconds(1) == pytest.approx(1e-4)
     for _ in range(KEPT * 10):
         costs.glance(1, began=now, clock=lambda: now + 3e-4)  # noqa: B023

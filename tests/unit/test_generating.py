@@ -10,23 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from letters import TEXT, Letters, write_letters
-from tidepool.artifact import GOLDEN, ONNX, WEIGHTS, new_artifact, open_artifact
+from letters import TEXT
+from texts import events, letters_in, post
+from tidepool.artifact import open_artifact
 from tidepool.errors import InvalidRequest, Overloaded, TryLater
 from tidepool.serve.dataplane import Dataplane, Lineup, load_version
 from tidepool.serve.generating import Generating, Prompt, decode
 from tidepool.serve.rest import ModelApp
-from tidepool.serve.splits import Share
-from tidepool.serve.statistics import Counts
-from tidepool.serve.traffic import TrafficControl
-from tidepool.settings import Settings
-from tidepool.spec import ServeSpec
 
 PREFIX = "/v2/models/letters"
 VALUES = st.none() | st.integers(-9, 9) | st.text(max_size=5) | st.dictionaries(st.text(max_size=5), st.booleans())
@@ -35,35 +30,7 @@ JSON = st.dictionaries(st.sampled_from(["text_input", "parameters", "id", "other
 
 @pytest.fixture(scope="module")
 def dataplane(tmp_path_factory: pytest.TempPathFactory) -> Dataplane:
-    uri = str(tmp_path_factory.mktemp("letters") / "artifact")
-    about: dict[str, Any] = {"params": {}, "preprocessing_state": {}, "metrics": {}, "lineage": {}}
-    with new_artifact(
-        uri, name="letters", recipe_path="letters:Letters", signature=Letters.signature, **about
-    ) as building:
-        write_letters(building / ONNX)
-        (building / WEIGHTS).write_bytes(b"")
-        (building / GOLDEN).write_bytes(b"")
-    plane = Dataplane("letters")
-    plane.flip(Lineup("1", {"1": load_version("1", open_artifact(uri))}))
-    return plane
-
-
-def post(dataplane: Dataplane, way: str, **document: Any) -> httpx.Response:
-    app = ModelApp(dataplane, None, 10_000)
-
-    async def mounted(scope: Any, receive: Any, send: Any) -> None:
-        await app({**scope, "root_path": PREFIX}, receive, send)
-
-    async def once() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(mounted), base_url="http://t") as client:
-            return await client.post(f"{PREFIX}/{way}", json=document)
-
-    return asyncio.run(once())
-
-
-def events(response: httpx.Response) -> list[Any]:
-    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
-    return [orjson.loads(event.removeprefix("data: ")) for event in response.text.split("\n\n")[:-1]]
+    return letters_in(tmp_path_factory.mktemp("letters"))
 
 
 def test_text_comes_whole_or_in_pieces(dataplane: Dataplane) -> None:
@@ -82,43 +49,6 @@ def test_an_answer_names_the_artifact(dataplane: Dataplane) -> None:
     about = {"digest": dataplane.choose("1").digest}
     assert post(dataplane, "generate", text_input="t").json()["parameters"] == about
     assert events(post(dataplane, "generate_stream", text_input="t", max_tokens=1))[0]["parameters"] == about
-
-
-def successes_and_failures(plane: Dataplane) -> tuple[int, int]:
-    (seen,) = plane.statistics("1")["model_stats"]
-    return seen["inference_stats"]["success"]["count"], seen["inference_stats"]["fail"]["count"]
-
-
-def test_a_text_counts_as_one_request(dataplane: Dataplane) -> None:
-    def stumble(text: str, parameters: Any) -> Generator[str, None, None]:
-        yield "a"
-        if text == "fall":
-            raise ValueError(text)
-
-    plane = Dataplane("letters")
-    plane.flip(Lineup("1", {"1": replace(dataplane.choose(None), counts=Counts(), generate=stumble)}))
-    assert post(plane, "generate", text_input="t").status_code == 200
-    assert len(events(post(plane, "generate_stream", text_input="t"))) == 1
-    assert successes_and_failures(plane) == (2, 0)
-    assert post(plane, "generate", text_input="fall").status_code == 500
-    assert post(plane, "generate", text_input="t", timeout=-1).status_code == 400
-    assert successes_and_failures(plane) == (2, 1)
-
-
-@pytest.mark.usefixtures("home")
-def test_a_canary_generates_its_share(dataplane: Dataplane) -> None:
-    def fail(text: str, parameters: Any) -> Generator[str, None, None]:
-        yield "b"
-        raise ValueError(text)
-
-    champion = dataplane.choose(None)
-    versions = {"1": champion, "2": replace(champion, version="2", generate=fail)}
-    control, plane = TrafficControl("letters", ServeSpec(), Settings()), Dataplane("letters")
-    plane.flip(Lineup("1", versions, control.plan("1", {"canary": Share("2", 100.0, 1000.0)}, versions)))
-    assert events(post(plane, "generate_stream", text_input="t"))[0]["model_version"] == "2"
-    assert post(plane, "versions/1/generate", text_input="t").json()["model_version"] == "1"
-    seen = plane.statistics()["traffic"]["canary"]
-    assert (seen["answers"], seen["errors"]) == (1, 1)
 
 
 def test_parameters_may_stand_beside_the_text(dataplane: Dataplane) -> None:

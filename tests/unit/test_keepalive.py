@@ -29,6 +29,27 @@ def test_a_connection_that_rests_is_ended(request_: bytes) -> None:
     asyncio.run(main())
 
 
+def test_the_beginning_of_a_request_does_not_keep_a_connection_for_ever() -> None:
+    async def main() -> None:
+        connection = Connection(application(double))
+        connection.lane.timeout_keep_alive = 0.01  # type: ignore[assignment]
+        connection.lane.data_received(OTHER + OTHER[:10])
+        await connection.bodies(1)
+        await wait_until(connection.wire.is_closing)
+
+    asyncio.run(main())
+
+
+def test_a_connection_that_is_lost_leaves_no_timer() -> None:
+    async def main() -> None:
+        connection = Connection(application(double))
+        connection.lane.data_received(REQUEST)
+        connection.lane.connection_lost(ConnectionResetError())
+        assert connection.lane.timeout_keep_alive_task is None
+
+    asyncio.run(main())
+
+
 def test_one_timer_goes_on_through_many_requests() -> None:
     async def main() -> None:
         connection = Connection(application(double))

@@ -140,6 +140,14 @@ def test_between_waves_that_come_again_and_again_its_replicas_stay() -> None:
     assert (after[0], after[-1]) == (wishes[-1], 1)
 
 
+def test_a_surge_above_the_waves_is_met_at_once() -> None:
+    objective = Objective(SLO_S)
+    objective.learn(said(0.0), MOST)
+    for tick in range(300):
+        objective.replicas(said(16.0 if tick % 25 > 12 else 2.0), tick / 5)
+    assert (objective.replicas(said(60.0), 60.0) or 0) >= 6
+
+
 def test_batches_make_a_replica_faster_until_they_are_full() -> None:
     curve = latency_curve(one_s=0.02, full_s=0.05, full=16.0)
     assert curve.in_flight == (1, 2, 4, 8, 16, 32, 64)

@@ -11,8 +11,8 @@ METRICS_PORT, STATISTICS_PORT = 9101, 8404
 """Serve's own choice: ports of a machine that has one cluster."""
 INFERENCE = "/inference.GRPCInferenceService/"
 """How the path of a call of the Open Inference Protocol begins; the model's name is field 1 of its message."""
-PIPE = 1 << 20
-"""Bytes of a pipe by which the kernel passes on what doesn't fit HAProxy's buffer: the most that anybody may have."""
+PIPE = 256 << 10
+"""Bytes of a pipe by which the kernel passes on what doesn't fit HAProxy's buffer: a user may have 64 MiB of them."""
 
 SCRIPT = r"""#!/bin/sh
 for argument; do
@@ -85,7 +85,7 @@ def program(
     - Metrics and statistics listen on loopback: Serve opens both to every interface, without a password.
     - No log line for each request; what went wrong is still logged.
     - Its own errors have the protocol's one shape.
-    - The rest of a large body goes from socket to socket by a pipe that takes it in one piece.
+    - The rest of a large body goes from socket to socket by a pipe that takes it in large pieces.
     - A request goes to a replica when all of it is here, or as much as fits HAProxy's buffer: one that went in pieces
       couldn't be sent again to another replica if the first one dies with it.
     - Calls to infer go to the replicas' HTTP ports (`serve.grpclane`): their gRPC servers take three times as long for

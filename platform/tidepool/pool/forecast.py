@@ -94,7 +94,7 @@ def since_the_fall(rates: Sequence[float], last_s: float = 1.0) -> Sequence[floa
 
 def in_waves(rates: Sequence[float]) -> bool:
     """Whether the last seconds of `rates` were busy, then quiet, then busy again: over their mean, and under a third of
-    it.
+    it. Of five requests a second every other look says so by chance: they fluctuate like waves, and are met like them.
     """
     recent = rates[-RECENT_S:]
     mean = sum(recent) / max(len(recent), 1)

@@ -195,9 +195,8 @@ def _decode_outputs(document: object) -> list[RequestedOutput] | None:
 
 
 def _shape(name: str, shape: object) -> tuple[int, ...]:
-    lengths = shape if isinstance(shape, list) else [None]
-    size = 1
-    for length in lengths:
+    lengths, size = shape if isinstance(shape, list) else [None], 1
+    for length in lengths[: MOST_AXES + 1]:
         if not _is_int(length) or not 0 <= length < 2**31:
             raise InvalidRequest(f"input {name} has no proper shape", seen=shape, allowed="a list of lengths")
         size *= length or 1

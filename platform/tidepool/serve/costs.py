@@ -76,8 +76,8 @@ class Costs:
             self._seconds.insert(at, knot[1])
 
     def glance(self, size: int, began: float, clock: Callable[[], float]) -> None:
-        """The same for a run that has just ended, one of many: most of them are only counted."""
-        if began < self._glances_at:
+        """The same for a run that has just ended, one of many: most of those of known sizes are only counted."""
+        if began < self._glances_at and self._sizes and size <= self._sizes[-1]:
             self.runs += 1
         else:
             self.observe(size, clock() - began)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tidepool.artifact import Artifact, answer
-from tidepool.errors import InvalidRequest, NotReady, UnknownModel
+from tidepool.errors import InvalidRequest, NotReady, TidepoolError, UnknownModel
 from tidepool.recipe import Generates, Signature
 from tidepool.serve import protocol
 from tidepool.serve.batching import MAX_WAITING, Batcher
@@ -169,26 +169,30 @@ class Dataplane:
         traffic, request = self.lineup.traffic, InferRequest({}, id=prompt.id, parameters=prompt.parameters)
         visit = None if traffic is None else traffic.visit(request, version, key)
         chosen = self.choose(version if visit is None else visit.version)
+        if chosen.generate is None and visit is not None and not version:
+            visit.failed_to_generate(TidepoolError(f"version {chosen.version} doesn't generate"))
+            chosen, visit = self.choose(None), None
         pieces = self._counted(self.generating.pieces(self.model, chosen, prompt), chosen, visit)
         return Generation(self.model, chosen, prompt, pieces)
 
     async def _counted(self, pieces: Pieces, chosen: LoadedVersion, visit: Visit | None) -> Pieces:
-        """The same pieces; how they ended counts as one request."""
-        began = time.monotonic_ns()
+        """The same pieces; together they count as one request, of the time in which they were made."""
+        took, began = 0, time.monotonic_ns()
         try:
             async with aclosing(pieces):
                 async for piece in pieces:
+                    took += time.monotonic_ns() - began
                     yield piece
-        except BaseException as error:
+                    began = time.monotonic_ns()
+        except Exception as error:
             if not isinstance(error, InvalidRequest):
-                chosen.counts.failed(time.monotonic_ns() - began)
+                chosen.counts.failed(took + time.monotonic_ns() - began)
             if visit is not None:
                 visit.failed_to_generate(error)
             raise
-        took = time.monotonic_ns() - began
-        chosen.counts.answered(1, took)
+        chosen.counts.answered(1, took + time.monotonic_ns() - began)
         if visit is not None:
-            visit.generated(took)
+            visit.generated()
 
     async def _outputs(self, chosen: LoadedVersion, request: InferRequest, rows: int, key: str) -> Tensors:
         priority, deadline = 0, math.inf

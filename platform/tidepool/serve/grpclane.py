@@ -158,7 +158,8 @@ class GrpcLane(KeptAlive):
         call.end()
 
     def _is_taken(self) -> bool:
-        return self._parses or super()._is_taken()
+        """Whether a request is on its way in, or its answer out."""
+        return self._parses or self._is_answering()
 
     def _begin(self, call: Call) -> Call:
         self._call = call

@@ -33,14 +33,19 @@ class KeptAlive(HttpToolsProtocol):
         left = self._rests_since + self.timeout_keep_alive - self.loop.time()
         if self.transport.is_closing():
             return
-        if self._is_taken():
+        if self._is_answering():
             self._wait(self.timeout_keep_alive)
         elif left > 0:
             self._wait(left)
         else:
             self.transport.close()
 
-    def _is_taken(self) -> bool:
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone."""
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
+
+    def _is_answering(self) -> bool:
         """Whether a request is in the air, or its answer on the way."""
         return self.flow.write_paused or (self.cycle is not None and not self.cycle.response_complete)
 

@@ -104,8 +104,8 @@ class Lane(GrpcLane):
             self._start(head, data[end + len(END) :])
         return True
 
-    def _is_taken(self) -> bool:
-        return self._head is not None or super()._is_taken()
+    def _is_answering(self) -> bool:
+        return self._head is not None or super()._is_answering()
 
     def _read_on(self, head: Head, data: bytes) -> None:
         missing = head.length - len(self._body)

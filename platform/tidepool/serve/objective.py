@@ -27,6 +27,8 @@ pool's own `hold_s`.
 """
 RETURNING = Smoothing(level_s=1.0, trend_s=math.inf, peak_s=RECENT_S)
 """While waves come again and again: one that rises is no trend, and between two of them the next one is expected."""
+HIGHER = 2.0
+"""A wave that is so many times as high as those before it is none of them."""
 CHANGED = 0.1
 """Costs that differ by less than this share are still the same."""
 IDLE = 0.5
@@ -70,8 +72,9 @@ class Objective:
         beyond = sum(max(0.0, late - PATIENT) for late in vitals.get("late", ()))
         rates: Sequence[float] = [total / count for _, total, count in self._rates]
         smoothing = SMOOTHING
-        if in_waves(rates[:-1]):
-            rates, smoothing = rates[:-1], RETURNING
+        past = rates[:-1]
+        if in_waves(past) and rates[-1] <= HIGHER * max(past[-RECENT_S:]):
+            rates, smoothing = past, RETURNING
         elif max(vitals.get("busy", ()), default=0.0) < IDLE:  # else they may ask less because they wait for answers
             rates = since_the_fall(rates, now - int(now))
         backlog = beyond * self._slo_s * staffing.throughput

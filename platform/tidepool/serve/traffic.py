@@ -60,9 +60,13 @@ class Visit:
 
     def answered(self, chosen: LoadedVersion, rows: int, outputs: Tensors, nanoseconds: int) -> None:
         """Count the answer, have it compared and logged."""
-        self.generated(nanoseconds)
-        if self._observed is not None and self._beside is not None:
-            self._traffic.compare(self._request.inputs, outputs, self._beside, self._observed)
+        observed = self._observed
+        if observed is not None:
+            if self.version == observed.share.version:
+                observed.tally.answers += 1
+                observed.tally.slow += nanoseconds > self._traffic.slow_ns
+            if self._beside is not None:
+                self._traffic.compare(self._request.inputs, outputs, self._beside, observed)
         if self._logged:
             self._write(chosen, rows, outputs, "ok", nanoseconds)
 
@@ -72,12 +76,11 @@ class Visit:
         if self._logged:
             self._write(chosen, rows, {}, type(error).__name__, nanoseconds)
 
-    def generated(self, nanoseconds: int) -> None:
-        """Count an answer; a text in pieces is neither compared nor logged."""
+    def generated(self) -> None:
+        """Count a text; it is neither timed, compared nor logged."""
         observed = self._observed
         if observed is not None and self.version == observed.share.version:
             observed.tally.answers += 1
-            observed.tally.slow += nanoseconds > self._traffic.slow_ns
 
     def failed_to_generate(self, error: BaseException) -> None:
         """Count a failure, with the same excuses."""
