@@ -7,15 +7,21 @@ written by reading it.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from tidepool.errors import SpecError
 from tidepool.storage import is_remote, local_path
 
 
 class Settings(BaseSettings):
-    """Paths, URIs and secrets of one installation."""
+    """Paths, URIs and secrets of one installation.
+
+    Raises:
+        SpecError: a TIDEPOOL_* variable has a value that it can't have.
+    """
 
     model_config = SettingsConfigDict(env_prefix="TIDEPOOL_", frozen=True)
 
@@ -44,6 +50,19 @@ class Settings(BaseSettings):
     )
 
     standby: int = Field(1, ge=0, description="Processes kept started on every machine for the next replicas.")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            wrong = error.errors(include_url=False)[0]
+            variable = "TIDEPOOL_" + "_".join(map(str, wrong["loc"])).upper()
+            raise SpecError(
+                f"{variable} is not valid",
+                seen=wrong["input"],
+                allowed=wrong["msg"],
+                remedy=f"set it anew, or unset {variable}",
+            ) from None
 
     @field_validator("storage_url")
     @classmethod

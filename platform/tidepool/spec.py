@@ -256,7 +256,7 @@ def spec_of(content: Mapping[str, Any], where: str, overrides: Sequence[str] = (
 def _explain(error: ValidationError, where: str, overrides: Sequence[str]) -> SpecError:
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
-    where = next((f"--set {text}" for text in overrides if f"{key}.".startswith(f"{text.partition('=')[0]}.")), where)
+    where = _culprit(key, where, overrides)
     if first["type"] == "extra_forbidden":
         known = _known_keys(first["loc"][:-1])
         close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
@@ -271,6 +271,16 @@ def _explain(error: ValidationError, where: str, overrides: Sequence[str]) -> Sp
         allowed=message[0].lower() + message[1:],
         remedy="correct it, or see `tidepool schema`",
     )
+
+
+def _culprit(key: str, where: str, overrides: Sequence[str]) -> str:
+    """The last override that set `key`, or what it is in; else the document, and what was set inside `key`."""
+    names = [text.partition("=")[0] for text in overrides]
+    setting = [text for text, name in zip(overrides, names, strict=True) if f"{key}.".startswith(f"{name}.")]
+    if setting:
+        return f"--set {setting[-1]}"
+    inside = [f"--set {text}" for text, name in zip(overrides, names, strict=True) if name.startswith(f"{key}.")]
+    return " with ".join([where, *inside])
 
 
 def _known_keys(location: Sequence[str | int]) -> list[str]:

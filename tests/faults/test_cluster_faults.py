@@ -142,6 +142,7 @@ def test_of_two_starts_at_once_one_wins_and_a_killed_head_is_replaced(settings: 
 
     for pid in first.pids.values():
         os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not processes.are_alive(first.pids.values(), first.id))  # a signal takes its time
     with pytest.raises(NoCluster):
         local.running(settings)
     second = up(settings, Ports(first.http_port, first.ports["dashboard"]))

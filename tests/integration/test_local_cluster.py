@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from listening import listening_elsewhere
 from tidepool.cluster import environment, haproxy, local, processes
 from tidepool.cluster.ports import Ports, listeners
 from tidepool.errors import NoCluster
@@ -54,7 +55,7 @@ class Life:
     cluster: local.LocalCluster
     again: local.LocalCluster
     other: local.LocalCluster
-    listening: list[str]
+    exposed: list[str]
     answer: dict[str, Any]
     status: dict[str, Any]
     programs: set[str]
@@ -91,7 +92,7 @@ def _live(patch: pytest.MonkeyPatch, mine: Settings, others: Settings, project: 
     _python(SERVE)
     members = processes.members(cluster.id)
     seen = {
-        "listening": _listening(members),
+        "exposed": listening_elsewhere(members),
         "answer": json.loads(_get(f"http://127.0.0.1:{cluster.http_port}/tide")),
         "status": json.loads(_python(CLI, "status", "--json")),
         "programs": {member.name() for member in members},
@@ -141,22 +142,12 @@ def _is_alive(member: psutil.Process) -> bool:
         return False
 
 
-def _listening(members: list[psutil.Process]) -> list[str]:
-    return sorted(
-        f"{connection.laddr.ip} {connection.laddr.port} {member.name()}"
-        for member in members
-        for connection in member.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN
-    )
-
-
 def test_up_again_returns_the_cluster_that_runs(life: Life) -> None:
     assert life.again == life.cluster
 
 
 def test_nothing_listens_to_other_machines(life: Life) -> None:
-    loopback = ("127.0.0.1 ", "::ffff:127.0.0.1 ", "::1 ")
-    assert [entry for entry in life.listening if not entry.startswith(loopback)] == []
+    assert life.exposed == []
 
 
 def test_workers_have_the_home_and_import_from_the_project(life: Life) -> None:

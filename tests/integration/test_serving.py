@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,13 @@ from typing import Any
 import httpx
 import pytest
 
+from listening import listening_elsewhere
+from services import ZEROS, Service
 from tidepool.artifact import open_artifact
 from tidepool.cluster import local
 from tidepool.cluster.ports import Ports
+from tidepool.cluster.processes import members
 from tidepool.errors import ClusterError, CorruptionError, GateError, ModelNotFound
-from tidepool.registry.client import Registry
 from tidepool.serve import app
 from tidepool.serve.auth import KeyFile
 from tidepool.serve.limits import Limit
@@ -29,40 +30,11 @@ from tidepool.serve.versions import keeper
 from tidepool.settings import Settings
 from waiting import wait_until
 
-ZEROS = {"inputs": [{"name": "image", "shape": [1, 64], "datatype": "FP32", "data": [0] * 64}]}
 SERVE = {
     "canary": {"decide": True, "max_error_rate": 0.3, "max_disagreement": 0.5, "min_requests": 10, "min_s": 0},
     "request_log": {"share": 1.0, "every_s": 0.2},
 }
 PROJECT = Path(__file__).parents[2]
-
-
-class Service:
-    """A running cluster with digits in service: version 1 is the champion and answers 1, version 2 answers 2."""
-
-    def __init__(self, settings: Settings, port: int) -> None:
-        self.settings, self.url = settings, f"http://127.0.0.1:{port}"
-        self.port = port
-        self.registry = Registry(settings.registry, settings.storage("artifacts"))
-        self.key = settings.cli_key_file.read_text()
-
-    def ask(self, path: str = "digits", key: str | None = None, **options: Any) -> httpx.Response:
-        headers = {"authorization": f"Bearer {self.key if key is None else key}"}
-        body = options or {"json": ZEROS}
-        return httpx.post(f"{self.url}/v2/models/{path}/infer", headers=headers, timeout=30, **body)
-
-    def stats(self) -> dict[str, Any]:
-        """What the replica has seen of canary and shadow."""
-        headers = {"authorization": f"Bearer {self.key}"}
-        document = httpx.get(f"{self.url}/v2/models/digits/stats", headers=headers).json()
-        return dict(document.get("traffic", {}))
-
-    def await_version(self, version: str, deadline_s: float = 10.0) -> float:
-        """Seconds until this version answers."""
-        began = time.monotonic()
-        while (seen := self.ask().json()["model_version"]) != version:
-            assert time.monotonic() - began < deadline_s, f"version {seen} still answers"
-        return time.monotonic() - began
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +72,20 @@ def test_the_server_answers_before_any_model_is_deployed(service: Service) -> No
     assert "iris" in service.ask("iris").json()["error"]
 
 
-def test_a_started_process_waits_for_the_next_replica(digits: Service) -> None:
+def test_a_started_process_becomes_the_next_replica_and_keeps_to_loopback(
+    service: Service, make_artifact: Callable[..., Path]
+) -> None:
     (node,) = raylets()
     wait_until(lambda: node.unused() == 1)
+    at_hand = node.signed()
+    service.registry.register(open_artifact(str(make_artifact(name="spare"))))
+    service.registry.promote("spare", 1)
+    app.deploy(service.settings, "spare", service.port)
+    processes = members(local.running(service.settings).id)
+    (replica,) = (process for process in processes if "Replica:spare" in " ".join(process.cmdline()))
+    assert replica.pid in at_hand
+    assert listening_elsewhere(processes) == []
+    app.undeploy(service.settings, "spare")
 
 
 def test_an_answer_names_model_and_version(digits: Service) -> None:

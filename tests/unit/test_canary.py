@@ -24,7 +24,7 @@ def watched(tally: Tally, seconds: float = 100.0) -> Watch:
 
 
 def good(requests: int) -> Tally:
-    return Tally(answers=requests, errors=requests // 1000, compared=requests, disagreed=requests // 100)
+    return Tally(requests, errors=requests // 1000, timed=requests, compared=requests, disagreed=requests // 100)
 
 
 def test_a_good_canary_is_promoted() -> None:
@@ -37,7 +37,7 @@ def test_a_good_canary_is_promoted() -> None:
     ("rule", "tally"),
     [
         ("error rate", Tally(answers=400, errors=40, compared=400)),
-        ("slower than 50 ms", Tally(answers=400, slow=40, compared=400)),
+        ("slower than 50 ms", Tally(answers=400, timed=400, slow=40, compared=400)),
         ("disagreement", Tally(answers=400, compared=400, disagreed=100)),
     ],
 )

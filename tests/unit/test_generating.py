@@ -135,6 +135,31 @@ def test_a_model_is_held_until_its_last_piece(dataplane: Dataplane, way: str) ->
     assert (holders, plane.holders) == ([1, 1, 1], 0)
 
 
+def test_a_client_that_goes_before_the_first_piece_is_sent_holds_nothing(dataplane: Dataplane) -> None:
+    async def ask() -> None:
+        steps = Steps()
+        steps.may.release()
+        plane = Borrowed("letters")
+        plane.flip(Lineup("1", {"1": replace(dataplane.choose(None), generate=steps)}))
+        messages = [{"type": "http.request", "body": b'{"text_input": "t"}', "more_body": False}]
+
+        async def receive() -> Any:
+            if messages:
+                return messages.pop()
+            return await asyncio.Future[Any]()
+
+        async def send(message: Any) -> None:
+            raise ConnectionResetError(message["type"])
+
+        scope = {"type": "http", "method": "POST", "path": "/generate_stream", "headers": []}
+        with pytest.raises(ConnectionResetError, match="start"):
+            await ModelApp(plane, None, 10_000)(scope, receive, send)
+        assert (plane.holders, plane.generating.in_air) == (0, 0)
+        await wait_until(steps.closed.is_set)
+
+    asyncio.run(ask())
+
+
 def test_a_failure_in_the_middle_is_the_last_event(dataplane: Dataplane) -> None:
     for error, words in ((InvalidRequest("no further"), "no further."), (ValueError(), "the model failed: ValueError")):
         steps = Steps(after=error)

@@ -51,8 +51,8 @@ def test_what_waits_asks_for_more_replicas() -> None:
 
 
 def test_a_fall_beyond_chance_ends_what_was_before() -> None:
-    assert since_the_fall([50.0, 50.0, 0.0], last_s=0.6) == [0.0]
-    assert since_the_fall([50.0, 50.0, 20.0, 0.0], last_s=0.4) == [20.0, 0.0]
+    assert since_the_fall([50.0, 50.0, 0.0], last_s=0.7) == [0.0]
+    assert since_the_fall([50.0, 50.0, 20.0, 0.0], last_s=0.6) == [20.0, 0.0]
     assert since_the_fall([4.0] * 30 + [0.0] * 9) == [0.0] * 9
 
 
@@ -67,6 +67,8 @@ def test_waves_that_follow_one_another_are_known_from_one_wave() -> None:
     assert in_waves(rest + wave + ebb + wave + ebb)
     assert not in_waves(rest + wave + ebb)
     assert not in_waves(rest + wave + rest + wave)
+    assert not in_waves(rest + wave + ebb[:1] + wave)
+    assert not in_waves([100.0] * 9 + [0.0] + [101.0] * 10)
     assert not in_waves(rest)
     assert not in_waves([])
 
@@ -75,3 +77,12 @@ def test_hardly_any_second_of_steady_traffic_is_taken_for_a_fall() -> None:
     counts = np.random.default_rng(0).poisson(30.0, 3000).astype(float).tolist()
     falls = sum(len(since_the_fall(counts[end - 60 : end])) < 60 for end in range(60, len(counts)))
     assert falls < 10
+
+
+@pytest.mark.parametrize("rate", [100.0, 1000.0, 5000.0])
+def test_nor_is_one_of_busy_traffic_that_varies_by_a_tenth(rate: float) -> None:
+    random = np.random.default_rng(0)
+    counts = random.poisson(rate * random.normal(1.0, 0.1, 3000)).astype(float).tolist()
+    falls = sum(len(since_the_fall(counts[end - 60 : end])) < 60 for end in range(60, len(counts)))
+    assert falls < 10
+    assert since_the_fall([rate] * 30 + [rate / 3]) == [rate / 3]

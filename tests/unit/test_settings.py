@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tidepool.errors import SpecError
 from tidepool.settings import Settings
 
 
@@ -31,3 +32,10 @@ def test_workers_get_the_absolute_storage(home: Path, tmp_path: Path, monkeypatc
     monkeypatch.setenv("TIDEPOOL_STORAGE_URL", "store")
     variables = process_environment({"TIDEPOOL_STORAGE_URL": "store"}, {}, Settings(), "id", tmp_path)
     assert variables["TIDEPOOL_STORAGE_URL"] == str(tmp_path / "store")
+
+
+@pytest.mark.parametrize(("name", "value"), [("STANDBY", "lots"), ("STANDBY", "-1"), ("SHARED_MB", "0")])
+def test_a_variable_that_cannot_be_is_named(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"TIDEPOOL_{name}", value)
+    with pytest.raises(SpecError, match=rf"^TIDEPOOL_{name} is not valid. Seen: {value}. Allowed: Input should be "):
+        Settings()

@@ -69,6 +69,16 @@ def test_a_value_of_another_type_is_refused_where_it_stands(override: str) -> No
     assert f" in --set {override} is not valid" in str(caught.value)
 
 
+def test_of_several_overrides_the_one_that_counts_is_blamed() -> None:
+    with pytest.raises(SpecError, match=r" in --set name=8 is not valid"):
+        load_spec(DIGITS, ["name=7", "train.epochs=2", "name=8"])
+
+
+def test_a_section_that_does_not_fit_together_is_shown_with_what_was_set_in_it() -> None:
+    with pytest.raises(SpecError, match=r"^serve in .*spec.yaml with --set serve.placement=shared is not valid"):
+        load_spec(DIGITS, ["train.epochs=2", "serve.placement=shared"])
+
+
 @pytest.mark.parametrize(("text", "number"), [("1e-3", 0.001), ("2E+1", 20.0), ("1.5e2", 150.0), ("1", 1.0)])
 def test_numbers_may_be_written_as_in_json(text: str, number: float) -> None:
     assert load_spec(DIGITS, [f"train.learning_rate={text}"]).train.learning_rate == number

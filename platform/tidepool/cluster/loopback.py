@@ -9,6 +9,11 @@ HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 """Names what a worker process of Ray runs first."""
 
 
+def is_wanted() -> bool:
+    """Whether this process belongs to a cluster that keeps to loopback."""
+    return os.environ.get(HOOK) == f"{__name__}.{bind_replicas.__name__}"
+
+
 def bind_replicas() -> None:
     """Make Serve's replicas listen to one another on loopback alone. Every worker process runs this first.
 
@@ -30,7 +35,7 @@ def bind_grpc() -> None:
 
     For processes that have imported Serve, which takes too long for every worker.
     """
-    if os.environ.get(HOOK) != f"{__name__}.{bind_replicas.__name__}":
+    if not is_wanted():
         return
     from ray.serve._private import default_impl
 

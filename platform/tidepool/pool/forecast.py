@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,8 @@ Floats = npt.NDArray[np.float64]
 
 SURE = 4.0
 """Standard deviations beyond which a difference isn't chance."""
+JITTER = 0.1
+"""Part of a rate by which the seconds of steady traffic differ beside chance: clients wait, batch and pause."""
 BEFORE = 3
 """Seconds before a fall that tell the rate until then: as many as have passed since, and so many at least."""
 RECENT_S = 20
@@ -77,29 +80,32 @@ def replicas_wanted(
 
 
 def since_the_fall(rates: Sequence[float], last_s: float = 1.0) -> Sequence[float]:
-    """The end of `rates`, from where they fell further than chance explains; all of them if they didn't.
+    """The end of `rates`, from where they fell further than chance and jitter explain; all of them if they didn't.
 
     `rates` are requests a second in each of the last seconds, of which the last has lasted `last_s` so far. Two counts
-    of a Poisson process, of `s` seconds and of `n` before them, differ by a variance of rate * s * (1 + s / n).
+    of a Poisson process, of `s` seconds and of `n` before them, differ by a variance of rate * s * (1 + s / n); where
+    the rate itself varies from second to second, by 1 + JITTER^2 * rate as much (a negative binomial's).
     """
     count, seconds = rates[-1] * last_s if rates else 0.0, last_s
     for first in range(len(rates) - 1, 0, -1):
         before = rates[max(0, first - max(BEFORE, len(rates) - first)) : first]
-        expected = sum(before) / len(before) * seconds
-        if count < expected - SURE * math.sqrt(expected * (1 + seconds / len(before))):
+        rate = sum(before) / len(before)
+        variance = rate * seconds * (1 + seconds / len(before)) * (1 + JITTER**2 * rate)
+        if count < rate * seconds - SURE * math.sqrt(variance):
             return rates[first:]
         count, seconds = count + rates[first - 1], seconds + 1.0
     return rates
 
 
 def in_waves(rates: Sequence[float]) -> bool:
-    """Whether the last seconds of `rates` were busy, then quiet, then busy again: over their mean, and under a third of
-    it. Of five requests a second every other look says so by chance: they fluctuate like waves, and are met like them.
+    """Whether the last seconds of `rates` were busy, quiet for two of them at least, then busy again: over their mean,
+    and under half of it. Of few requests a second that happens by chance: they are met as if they came in waves.
     """
     recent = rates[-RECENT_S:]
     mean = sum(recent) / max(len(recent), 1)
     busy = [second for second, rate in enumerate(recent) if rate > mean]
-    return bool(busy) and min(recent[busy[0] : busy[-1] + 1]) < mean / 3
+    between = recent[busy[0] : busy[-1] + 1] if busy else []
+    return any(one + other < mean for one, other in pairwise(between))
 
 
 def recent_peak(levels: Floats, bins: int) -> Floats:

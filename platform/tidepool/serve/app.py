@@ -78,7 +78,7 @@ def start(settings: Settings, http_port: int, grpc_port: int, host: str = "127.0
         grpc_options={"port": grpc_port, "grpc_servicer_functions": ["tidepool.serve.grpc.add_to_server"]},
     )
     coordinator.start(settings)
-    versions.keeper()
+    versions.keeper(settings.standby).attend.remote()
     deployment = serve.deployment(
         name="Gateway",
         num_replicas=1,

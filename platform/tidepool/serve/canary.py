@@ -56,8 +56,10 @@ class Tally:
 
     answers: int = 0
     errors: int = 0
+    timed: int = 0
+    """Answers whose time says something: not of texts, which take as long as they are."""
     slow: int = 0
-    """Answers over `Rules.p99_ms`."""
+    """Those over `Rules.p99_ms`."""
     compared: int = 0
     disagreed: int = 0
 
@@ -70,6 +72,7 @@ class Tally:
         """Add another's counts: of another replica, or of one more request."""
         self.answers += other.answers
         self.errors += other.errors
+        self.timed += other.timed
         self.slow += other.slow
         self.compared += other.compared
         self.disagreed += other.disagreed
@@ -190,7 +193,7 @@ def _rules(rules: Rules) -> list[tuple[str, str, str, float]]:
     """Each rule judged: its name, what it counts, of what, and the share allowed."""
     judged: list[tuple[str, str, str, float | None]] = [
         ("error rate", "errors", "answers", rules.max_error_rate),
-        (f"slower than {rules.p99_ms} ms", "slow", "answers", None if rules.p99_ms is None else SLOW_SHARE),
+        (f"slower than {rules.p99_ms} ms", "slow", "timed", None if rules.p99_ms is None else SLOW_SHARE),
         ("disagreement", "disagreed", "compared", rules.max_disagreement),
     ]
     return [(name, seen, of, allowed) for name, seen, of, allowed in judged if allowed is not None]

@@ -35,6 +35,8 @@ MEAN_WEIGHT = 0.02
 """Weight of the latest run in the running mean of measured over predicted seconds."""
 GLANCE_S = 1e-3
 """Between two runs of `Costs.glance` that are learned from: more would teach nothing new."""
+MOST_SLOWED = 2.0
+"""What slowness counts for at most where machines are staffed by it: one long pause isn't a reason for replicas."""
 EXCESS_STEP = 0.05
 """Step in learning that excess, in predicted run times."""
 
@@ -131,13 +133,14 @@ class Costs:
         return max(self.seconds(size) * (size + more) / size - self.seconds(size + more), 0.0)
 
     def pace(self, each: float, limit: int) -> dict[str, float]:
-        """What undisturbed runs of requests of size `each` cost in batches of at most `limit`, for
+        """What runs of requests of size `each` cost in the mean, in batches of at most `limit`, for
         `objective.latency_curve`; {} while nothing is known.
         """
         if not self.runs:
             return {}
+        slowed = min(self.slowness, MOST_SLOWED)
         one, full = max(1, round(each)), max(1.0, limit / each)
-        return {"one_s": self.seconds(one), "full_s": self.seconds(max(one, limit)), "full": full}
+        return {"one_s": slowed * self.seconds(one), "full_s": slowed * self.seconds(max(one, limit)), "full": full}
 
     def curve(self) -> list[tuple[int, float]]:
         """The knots: (size, seconds), ascending."""

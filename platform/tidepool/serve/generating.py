@@ -9,7 +9,6 @@ Source: https://github.com/triton-inference-server/server/blob/main/docs/protoco
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import time
@@ -128,22 +127,21 @@ class Generation:
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The answer to `generate_stream`, an event for each piece, once there is a first one. What fails later is an
-        event too. Raises what `Generating.pieces` does.
+        event too. Whoever asked closes `pieces`. Raises what `Generating.pieces` does.
         """
         first = await anext(self.pieces, None)
 
         async def events() -> AsyncGenerator[bytes, None]:
-            async with contextlib.aclosing(self.pieces) as pieces:
-                if first is not None:
-                    yield _event(self._said(first))
-                try:
-                    async for piece in pieces:
-                        yield _event(self._said(piece))
-                except TidepoolError as error:
-                    yield _event({"error": str(error)})
-                except Exception as error:
-                    log.exception("generating for %s failed", self.model)
-                    yield _event({"error": f"the model failed: {type(error).__name__}"})
+            if first is not None:
+                yield _event(self._said(first))
+            try:
+                async for piece in self.pieces:
+                    yield _event(self._said(piece))
+            except TidepoolError as error:
+                yield _event({"error": str(error)})
+            except Exception as error:
+                log.exception("generating for %s failed", self.model)
+                yield _event({"error": f"the model failed: {type(error).__name__}"})
 
         return events()
 

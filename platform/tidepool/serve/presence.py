@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tidepool.errors import ClientGone
 from tidepool.serve.body import Receive
 
 if TYPE_CHECKING:
-    from tidepool.serve.rest import Headers, Send, Stream
+    from tidepool.serve.rest import Headers, Send
 
 T = TypeVar("T")
 
@@ -26,6 +26,8 @@ async def unless_gone(answering: Coroutine[Any, Any, T], receive: Receive) -> T:
     try:
         await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
+            answer.cancel()
+            await asyncio.wait({answer})  # until it has let go of what it holds
             raise ClientGone("the client went away before its answer was there")
         return answer.result()
     finally:
@@ -38,7 +40,7 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def stream(send: Send, receive: Receive, headers: Headers, body: Stream) -> None:
+async def stream(send: Send, receive: Receive, headers: Headers, body: Held) -> None:
     """Send a response as it comes, until the client goes away."""
     gone = asyncio.ensure_future(_disconnected(receive))
     try:
@@ -53,8 +55,18 @@ async def stream(send: Send, receive: Receive, headers: Headers, body: Stream) -
         gone.cancel()
 
 
-async def holding(hold: contextlib.AsyncExitStack, body: Stream) -> Stream:
-    """The same parts; what is held is let go of after the last one, or when nobody wants more."""
-    async with hold, contextlib.aclosing(body):
-        async for part in body:
-            yield part
+class Held:
+    """A body of which each part needs what is held; that is let go of when it is closed.
+
+    No generator: where the client goes before the first part, closing one that hasn't begun does nothing.
+    """
+
+    def __init__(self, hold: contextlib.AsyncExitStack, parts: AsyncIterator[bytes]) -> None:
+        self._hold, self._parts = hold, parts
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._parts
+
+    async def aclose(self) -> None:
+        """Nobody wants more."""
+        await self._hold.aclose()

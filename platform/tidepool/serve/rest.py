@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 import orjson
@@ -18,7 +18,7 @@ from tidepool.serve.auth import EXPLAIN, INFER, READ, Key, Keyring
 from tidepool.serve.body import PATIENCE_S, Body, Receive, read_body, too_large
 from tidepool.serve.dataplane import Dataplane
 from tidepool.serve.masking import outline
-from tidepool.serve.presence import holding, stream, unless_gone
+from tidepool.serve.presence import Held, stream, unless_gone
 from tidepool.serve.protocol import InferResponse
 from tidepool.serve.queueing import try_later
 
@@ -30,7 +30,6 @@ Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 Answer = tuple[int, Headers, bytes]
 """Status, headers without the length, and body."""
-Stream = AsyncGenerator[bytes, None]
 
 STATUS: dict[type[TidepoolError], int] = {
     errors.TidepoolError: 500,
@@ -126,7 +125,7 @@ class ModelApp:
         except Exception as error:
             return failed(error, self.dataplane.model)
 
-    async def _answer(self, scope: Scope, receive: Receive) -> Answer | tuple[int, Headers, Stream]:
+    async def _answer(self, scope: Scope, receive: Receive) -> Answer | tuple[int, Headers, Held]:
         path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
         match path.split("/")[1:]:
             case ["infer"]:
@@ -183,7 +182,7 @@ class ModelApp:
 
     async def _generate(
         self, scope: Scope, receive: Receive, version: str | None, way: str
-    ) -> Answer | tuple[int, Headers, Stream]:
+    ) -> Answer | tuple[int, Headers, Held]:
         if scope["method"] != "POST":
             return _wrong_method(b"POST")
         headers = dict(scope["headers"])
@@ -195,9 +194,10 @@ class ModelApp:
                 generation = self.dataplane.generate(prompt, version, key)
                 if way == "generate":
                     return 200, [JSON], await unless_gone(generation.whole(), receive)
-                # From here on it is bounded, and let go of, as a generation.
+                await hold.enter_async_context(contextlib.aclosing(generation.pieces))
                 events = await unless_gone(generation.stream(), receive)
-                return 200, [EVENTS], holding(hold.pop_all(), events)
+                # From here on it is bounded as a generation.
+                return 200, [EVENTS], Held(hold.pop_all(), events)
         finally:
             self.leave()
 

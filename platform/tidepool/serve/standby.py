@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 NAMESPACE = b"tidepool"
 EVERY_S = 2.0
 """Between two looks at the nodes."""
-STARTS_S = 4.0
-"""A worker that was ordered so long ago has come, or won't."""
+MISSED_S = 6.0
+"""Since one was taken, before the next is ordered: the replica that took it has the processors for its start."""
 STAYS_S = 3600
 """Ray ends a worker that nobody has used for so long."""
 ANSWERS_S = 2.0
@@ -32,24 +32,40 @@ class Standby:
 
     def __init__(self, count: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._count, self._clock = count, clock
+        self._missed: dict[str, float] = {}
         self._ordered: dict[str, float] = {}
 
     async def keep(self) -> None:
         """Look, and order what is missing, for ever. What fails costs the next replica there two seconds, no more."""
         while self._count:
             try:
-                await asyncio.to_thread(self.replenish, raylets())
+                await asyncio.to_thread(lambda: self.replenish(raylets()))
             except Exception as error:  # the calls are Ray's own affair: of which kind, depends on its version
-                log.debug("no worker was started in advance: %s", error)
+                log.debug("the nodes can't be asked for workers: %s", error)
             await asyncio.sleep(EVERY_S)
 
     def replenish(self, nodes: Iterable[Raylet]) -> None:
-        """Order a worker on each node that has too few, unless one is on its way there."""
+        """Order a worker on each node that has had too few for a while, unless one is on its way there."""
         for node in nodes:
-            now = self._clock()
-            if now - self._ordered.get(node.id, -STARTS_S) >= STARTS_S and node.unused() < self._count:
-                node.order()
-                self._ordered[node.id] = now
+            try:
+                self._see(node)
+            except Exception as error:
+                log.debug("no worker was started in advance on %s: %s", node.id, error)
+
+    def _see(self, node: Raylet) -> None:
+        now = self._clock()
+        if node.unused() >= self._count:
+            self._missed.pop(node.id, None)
+        elif now - self._missed.setdefault(node.id, now) >= MISSED_S and self._is_wanted(node, now):
+            node.order()
+            self._ordered[node.id] = now
+
+    def _is_wanted(self, node: Raylet, now: float) -> bool:
+        """Where no worker has taken the last note, none may ever do so, and each order would add one to the unused."""
+        if not node.is_ordered():
+            return True
+        waited_s = now - self._ordered.setdefault(node.id, now)
+        return waited_s >= STAYS_S
 
 
 class Raylet:
@@ -61,34 +77,53 @@ class Raylet:
         self._address = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
 
     def unused(self) -> int:
-        """Workers that have signed, and on which nothing has run yet."""
-        import ray
-        from ray.core.generated import node_manager_pb2 as pb
+        """How many workers are at hand. Those that are not any more are struck off."""
         from ray.experimental import internal_kv
 
-        nobody = ray.ActorID.nil().binary()
-        signed = set(internal_kv._internal_kv_list(signature(self.id, ""), namespace=NAMESPACE))
+        signed = self.signed()
         if not signed:
             return 0
-        stats = self._call("GetNodeStats", pb.GetNodeStatsRequest()).core_workers_stats
-        unused = {signature(self.id, one.pid) for one in stats if one.actor_id == nobody and not one.num_executed_tasks}
-        for gone in signed - unused:
-            internal_kv._internal_kv_del(gone, namespace=NAMESPACE)
-        return len(signed & unused)
+        idle = self._idle()
+        for pid in signed - idle:
+            internal_kv._internal_kv_del(signature(self.id, pid), namespace=NAMESPACE)
+        return len(signed & idle)
+
+    def signed(self) -> set[int]:
+        """Process ids of the workers that have taken a note, used or not."""
+        from ray.experimental import internal_kv
+
+        keys = internal_kv._internal_kv_list(signature(self.id, ""), namespace=NAMESPACE)
+        return {int(key.rpartition(b":")[2]) for key in keys}
+
+    def is_ordered(self) -> bool:
+        """Whether a note waits for a worker."""
+        from ray.experimental import internal_kv
+
+        return bool(internal_kv._internal_kv_exists(note(self.id), namespace=NAMESPACE))
 
     def order(self) -> None:
         """Start one, for whatever job needs it first."""
         from ray.core.generated import node_manager_pb2 as pb
         from ray.experimental import internal_kv
 
-        internal_kv._internal_kv_put(note(self.id), b"", namespace=NAMESPACE)
         self._call("PrestartWorkers", pb.PrestartWorkersRequest(num_workers=1, keep_alive_duration_secs=STAYS_S))
+        internal_kv._internal_kv_put(note(self.id), b"", namespace=NAMESPACE)
+
+    def _idle(self) -> set[int]:
+        """Process ids of the workers on which nothing has run yet."""
+        import ray
+        from ray.core.generated import node_manager_pb2 as pb
+
+        nobody = ray.ActorID.nil().binary()
+        workers = self._call("GetNodeStats", pb.GetNodeStatsRequest()).core_workers_stats
+        return {worker.pid for worker in workers if worker.actor_id == nobody and not worker.num_executed_tasks}
 
     def _call(self, method: str, message: Any) -> Any:
         from ray._private.grpc_utils import init_grpc_channel
+        from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
         from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
 
-        with init_grpc_channel(self._address) as channel:
+        with init_grpc_channel(self._address, options=GLOBAL_GRPC_OPTIONS) as channel:
             return getattr(NodeManagerServiceStub(channel), method)(message, timeout=ANSWERS_S)
 
 

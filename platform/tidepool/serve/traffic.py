@@ -64,6 +64,7 @@ class Visit:
         if observed is not None:
             if self.version == observed.share.version:
                 observed.tally.answers += 1
+                observed.tally.timed += 1
                 observed.tally.slow += nanoseconds > self._traffic.slow_ns
             if self._beside is not None:
                 self._traffic.compare(self._request.inputs, outputs, self._beside, observed)

@@ -116,6 +116,7 @@ class TableKeeper:
         read: Callable[[str], Any] | None = None,
         poll_s: float = POLL_S,
         clock: Callable[[], int] = time.time_ns,
+        standby: int = 0,
     ) -> None:
         settings = self._settings = Settings()
         self._read = read or (lambda topic: read_topic(settings, topic))
@@ -126,7 +127,13 @@ class TableKeeper:
         self._changed = asyncio.Condition()
         self._reading = asyncio.Lock()
         self._watcher: asyncio.Task[None] | None = None
-        self._standby: asyncio.Task[None] | None = None
+        self._standby = Standby(standby)
+        self._starter: asyncio.Task[None] | None = None
+
+    async def attend(self) -> None:
+        """From now on look for changes that nobody tells, and keep processes ready for replicas."""
+        self._watcher = self._watcher or asyncio.create_task(self._watch())
+        self._starter = self._starter or asyncio.create_task(self._standby.keep())
 
     async def wait(self, topic: str, seen: int = 0) -> tuple[int, Any]:
         """The (revision, value) of a topic once its revision is another than `seen`, or after `HOLD_S` as it is.
@@ -134,8 +141,7 @@ class TableKeeper:
         Raises:
             ModelNotFound: the topic's model isn't in the registry, or has no champion.
         """
-        self._watcher = self._watcher or asyncio.create_task(self._watch())
-        self._standby = self._standby or asyncio.create_task(Standby(self._settings.standby).keep())
+        await self.attend()
         if topic not in self._values:
             await self.refresh(topic)
         async with self._changed:
@@ -193,8 +199,8 @@ class TableKeeper:
                     log.warning("the table of %s stays as it was: %s", topic, error, exc_info=is_bug)
 
 
-def keeper() -> Any:
-    """The handle of the actor, which is started on the head node if it isn't running."""
+def keeper(standby: int = 0) -> Any:
+    """The handle of the actor. If there is none it is started on the head node, with `standby` processes to keep."""
     import ray
 
     options = {
@@ -208,7 +214,7 @@ def keeper() -> Any:
         "max_concurrency": 10_000,
         "resources": {"node:__internal_head__": 0.001},
     }
-    return ray.remote(TableKeeper).options(**options).remote()
+    return ray.remote(TableKeeper).options(**options).remote(standby=standby)
 
 
 def watched(name: str) -> dict[str, Any]:
