@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float64]
 
 SURE = 4.0
 """Standard deviations beyond which a difference isn't chance."""
-JITTER = 0.1
+JITTER = 0.08
 """Part of a rate by which the seconds of steady traffic differ beside chance: clients wait, batch and pause."""
 BEFORE = 3
 """Seconds before a fall that tell the rate until then: as many as have passed since, and so many at least."""

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 NAMESPACE = b"tidepool"
 EVERY_S = 2.0
 """Between two looks at the nodes."""
-MISSED_S = 6.0
+MISSED_S = 2.0
 """Since one was taken, before the next is ordered: the replica that took it has the processors for its start."""
 STAYS_S = 3600
 """Ray ends a worker that nobody has used for so long."""
