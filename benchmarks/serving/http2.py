@@ -22,10 +22,6 @@ END_STREAM, END_HEADERS, ACK = 1, 4, 1
 WIDE = 2**31 - 1
 """A flow-control window that no measurement fills."""
 INITIAL_WINDOW = 65_535
-SHORTEST_ANSWER = 40
-"""Bytes, with their frames' heads. The kernel keeps what is shorter, such as two notes of room, until an answer is
-there: a generator of HTTP/1.1 isn't woken twice either.
-"""
 frame_head = struct.Struct(">HBBBI").unpack_from
 """The length in two parts, kind, flags and stream."""
 PREFIX_BYTES = 5
@@ -62,7 +58,6 @@ class _Connection:
     def __init__(self, address: Address, block: bytes, message: bytes) -> None:
         self.socket = socket.create_connection(address, timeout=10)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, SHORTEST_ANSWER)
         self._block, self._data = block, b"\x00" + struct.pack(">I", len(message)) + message
         self._stream, self._room, self._waits = -1, INITIAL_WINDOW, False
         self.due, self._received, self._said = 0.0, b"", 0

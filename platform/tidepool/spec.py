@@ -274,12 +274,14 @@ def _explain(error: ValidationError, where: str, overrides: Sequence[str]) -> Sp
 
 
 def _culprit(key: str, where: str, overrides: Sequence[str]) -> str:
-    """The last override that set `key`, or what it is in; else the document, and what was set inside `key`."""
-    names = [text.partition("=")[0] for text in overrides]
-    setting = [text for text, name in zip(overrides, names, strict=True) if f"{key}.".startswith(f"{name}.")]
-    if setting:
-        return f"--set {setting[-1]}"
-    inside = [f"--set {text}" for text, name in zip(overrides, names, strict=True) if name.startswith(f"{key}.")]
+    """The last override that set `key`, or what it is in, or else the document; and what was set inside `key` then."""
+    inside: list[str] = []
+    for text in overrides:
+        name = text.partition("=")[0]
+        if f"{key}.".startswith(f"{name}."):
+            where, inside = f"--set {text}", []
+        elif name.startswith(f"{key}."):
+            inside.append(f"--set {text}")
     return " with ".join([where, *inside])
 
 

@@ -45,18 +45,20 @@ def test_a_text_counts_as_one_request(dataplane: Dataplane) -> None:
 
 @pytest.mark.usefixtures("home")
 def test_a_canary_generates_its_share(dataplane: Dataplane) -> None:
-    def fail(text: str, parameters: Any) -> Generator[str, None, None]:
+    def stumble(text: str, parameters: Any) -> Generator[str, None, None]:
         yield "b"
-        raise ValueError(text)
+        if text == "fall":
+            raise ValueError(text)
 
     champion = dataplane.choose(None)
-    versions = {"1": champion, "2": replace(champion, version="2", generate=fail)}
+    versions = {"1": champion, "2": replace(champion, version="2", generate=stumble)}
     control, plane = TrafficControl("letters", ServeSpec(), Settings()), Dataplane("letters")
     plane.flip(Lineup("1", versions, control.plan("1", {"canary": Share("2", 100.0, 1000.0)}, versions)))
-    assert events(post(plane, "generate_stream", text_input="t"))[0]["model_version"] == "2"
+    for text in ("t", "fall"):
+        assert events(post(plane, "generate_stream", text_input=text))[0]["model_version"] == "2"
     assert post(plane, "versions/1/generate", text_input="t").json()["model_version"] == "1"
     seen = plane.statistics()["traffic"]["canary"]
-    assert (seen["answers"], seen["errors"]) == (1, 1)
+    assert (seen["answers"], seen["errors"], seen["timed"]) == (2, 1, 0)
 
 
 @pytest.mark.usefixtures("home")

@@ -135,6 +135,30 @@ def test_a_model_is_held_until_its_last_piece(dataplane: Dataplane, way: str) ->
     assert (holders, plane.holders) == ([1, 1, 1], 0)
 
 
+def test_a_request_that_is_cancelled_before_its_first_piece_answers_nothing(dataplane: Dataplane) -> None:
+    async def ask() -> None:
+        steps = Steps()
+        plane = steps.of(dataplane)
+        messages = [{"type": "http.request", "body": b'{"text_input": "t"}', "more_body": False}]
+
+        async def receive() -> Any:
+            return messages.pop() if messages else await asyncio.Future[Any]()
+
+        async def send(message: Any) -> None:
+            raise AssertionError(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/generate_stream", "headers": []}
+        answering = asyncio.ensure_future(ModelApp(plane, None, 10_000)(scope, receive, send))
+        await wait_until(steps.begun.is_set)
+        answering.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await answering
+        assert plane.generating.in_air == 0
+        await wait_until(lambda: steps.may.release() or steps.closed.is_set())
+
+    asyncio.run(ask())
+
+
 def test_a_client_that_goes_before_the_first_piece_is_sent_holds_nothing(dataplane: Dataplane) -> None:
     async def ask() -> None:
         steps = Steps()
@@ -196,7 +220,7 @@ def test_a_client_that_goes_away_ends_its_generation(dataplane: Dataplane) -> No
         gone.set()
         await wait_until(lambda: steps.may.release() or answering.done())  # the step that is under way ends
         await answering
-        assert app.in_air == 0
+        assert (app.in_air, plane.generating.in_air) == (0, 0)
         await wait_until(lambda: steps.may.release() or steps.closed.is_set())
 
     for way, pieces in (("generate_stream", 1), ("generate_stream", 0), ("generate", 0)):

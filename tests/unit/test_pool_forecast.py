@@ -68,7 +68,7 @@ def test_waves_that_follow_one_another_are_known_from_one_wave() -> None:
     assert not in_waves(rest + wave + ebb)
     assert not in_waves(rest + wave + rest + wave)
     assert not in_waves(rest + wave + ebb[:1] + wave)
-    assert not in_waves([100.0] * 9 + [0.0] + [101.0] * 10)
+    assert not in_waves([100.0] * 9 + [95.0, 0.0] + [104.0] * 9)
     assert not in_waves(rest)
     assert not in_waves([])
 

@@ -77,6 +77,8 @@ def test_of_several_overrides_the_one_that_counts_is_blamed() -> None:
 def test_a_section_that_does_not_fit_together_is_shown_with_what_was_set_in_it() -> None:
     with pytest.raises(SpecError, match=r"^serve in .*spec.yaml with --set serve.placement=shared is not valid"):
         load_spec(DIGITS, ["train.epochs=2", "serve.placement=shared"])
+    with pytest.raises(SpecError, match=r"^serve in --set serve={.*} with --set serve.placement=shared is not valid"):
+        load_spec(DIGITS, ["serve.placement=dedicated", "serve={num_replicas: [0, 4]}", "serve.placement=shared"])
 
 
 @pytest.mark.parametrize(("text", "number"), [("1e-3", 0.001), ("2E+1", 20.0), ("1.5e2", 150.0), ("1", 1.0)])

@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from tidepool.serve.standby import MISSED_S, STAYS_S, Raylet, Standby
+from tidepool.serve.standby import COMES_S, MISSED_S, STAYS_S, Raylet, Standby
 
 
 class FakeRaylet:
@@ -55,7 +55,7 @@ def test_each_node_gets_as_many_as_it_lacks_one_at_a_time() -> None:
     assert watched.after(MISSED_S) == [0, 1]
     assert watched.after(MISSED_S) == [0, 1], "the one that was ordered is on its way"
     empty.come()
-    assert watched.after(1) == [0, 2]
+    assert [watched.after(1), watched.after(MISSED_S)] == [[0, 1], [0, 2]]
     empty.come()
     assert watched.after(MISSED_S) == [0, 2]
 
@@ -71,10 +71,8 @@ def test_the_next_is_not_ordered_while_the_replica_that_took_one_starts() -> Non
 def test_where_no_worker_takes_a_note_unused_ones_do_not_pile_up() -> None:
     node = FakeRaylet("node")
     watched = Watched(1, node)
-    hour = [watched.after(2) for _ in range(int(STAYS_S / 2))]
-    assert hour[-1] == [1]
-    again = [watched.after(2) for _ in range(int(STAYS_S / 2))]
-    assert again[-1] == [2], "the first is gone by now"
+    hours = [[watched.after(2) for _ in range(int(STAYS_S / 2))][-1] for _ in range(3)]
+    assert hours == [[6], [7], [8]], "each is gone after an hour"
 
 
 def test_a_keeper_that_is_started_anew_orders_none_beside_one_that_is_on_its_way() -> None:
@@ -82,6 +80,29 @@ def test_a_keeper_that_is_started_anew_orders_none_beside_one_that_is_on_its_way
     node.order()
     watched = Watched(1, node)
     assert [watched.after(0), watched.after(2 * MISSED_S)] == [[1], [1]]
+
+
+def test_one_that_is_lost_on_its_way_is_ordered_again_after_a_minute() -> None:
+    node = FakeRaylet("node")
+    watched = Watched(1, node)
+    watched.after(0)
+    assert [watched.after(MISSED_S), watched.after(COMES_S - 1), watched.after(1)] == [[1], [1], [2]]
+    node.come()
+    watched.after(1)
+    node.there = 0
+    watched.after(1)
+    assert [watched.after(MISSED_S), watched.after(COMES_S)] == [[3], [4]], "the next is waited for no longer"
+
+
+def test_an_order_that_was_heard_and_not_answered_is_no_reason_for_another() -> None:
+    class Slow(FakeRaylet):
+        def order(self) -> None:
+            super().order()
+            raise TimeoutError("deadline exceeded")
+
+    watched = Watched(1, Slow("node"))
+    looks = [watched.after(2) for _ in range(20)]
+    assert looks[-1] == [1]
 
 
 def test_a_node_that_does_not_answer_keeps_the_others_from_nothing() -> None:

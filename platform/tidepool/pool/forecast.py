@@ -105,7 +105,7 @@ def in_waves(rates: Sequence[float]) -> bool:
     mean = sum(recent) / max(len(recent), 1)
     busy = [second for second, rate in enumerate(recent) if rate > mean]
     between = recent[busy[0] : busy[-1] + 1] if busy else []
-    return any(one + other < mean for one, other in pairwise(between))
+    return any(max(pair) < mean / 2 for pair in pairwise(between))
 
 
 def recent_peak(levels: Floats, bins: int) -> Floats:

@@ -36,7 +36,7 @@ MEAN_WEIGHT = 0.02
 GLANCE_S = 1e-3
 """Between two runs of `Costs.glance` that are learned from: more would teach nothing new."""
 MOST_SLOWED = 2.0
-"""What slowness counts for at most where machines are staffed by it: one long pause isn't a reason for replicas."""
+"""What a run counts for at most in `Costs.lasting`, in undisturbed ones."""
 EXCESS_STEP = 0.05
 """Step in learning that excess, in predicted run times."""
 
@@ -50,6 +50,8 @@ class Costs:
         self.runs = 0
         self.slowness = 1.0
         """Mean seconds of a run over those of an undisturbed one."""
+        self.lasting = 1.0
+        """The same without pauses: one of any length adds `MEAN_WEIGHT` at most, so it isn't a reason for replicas."""
         self.excess_s = 0.0
         """99 of 100 runs take at most this much longer than expected: pauses, neighbours on the machine."""
         self._glances_at = -math.inf
@@ -133,14 +135,14 @@ class Costs:
         return max(self.seconds(size) * (size + more) / size - self.seconds(size + more), 0.0)
 
     def pace(self, each: float, limit: int) -> dict[str, float]:
-        """What runs of requests of size `each` cost in the mean, in batches of at most `limit`, for
+        """What runs of requests of size `each` cost in the mean, pauses left out, in batches of at most `limit`, for
         `objective.latency_curve`; {} while nothing is known.
         """
         if not self.runs:
             return {}
-        slowed = min(self.slowness, MOST_SLOWED)
         one, full = max(1, round(each)), max(1.0, limit / each)
-        return {"one_s": slowed * self.seconds(one), "full_s": slowed * self.seconds(max(one, limit)), "full": full}
+        one_s, full_s = self.lasting * self.seconds(one), self.lasting * self.seconds(max(one, limit))
+        return {"one_s": one_s, "full_s": full_s, "full": full}
 
     def curve(self) -> list[tuple[int, float]]:
         """The knots: (size, seconds), ascending."""
@@ -164,7 +166,9 @@ class Costs:
         The excess is a quantile by stochastic approximation (Robbins and Monro, 1951): at rest when 1 run in 100 is
         longer.
         """
-        self.slowness += MEAN_WEIGHT * (seconds / max(predicted, 1e-9) - self.slowness)
+        ratio = seconds / max(predicted, 1e-9)
+        self.slowness += MEAN_WEIGHT * (ratio - self.slowness)
+        self.lasting += MEAN_WEIGHT * (min(ratio, MOST_SLOWED) - self.lasting)
         if seconds > self.slowness * predicted + self.excess_s:
             self.excess_s += EXCESS_STEP * TAIL * predicted
         elif self.excess_s > 0.0:

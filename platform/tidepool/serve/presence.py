@@ -26,13 +26,12 @@ async def unless_gone(answering: Coroutine[Any, Any, T], receive: Receive) -> T:
     try:
         await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
-            answer.cancel()
-            await asyncio.wait({answer})  # until it has let go of what it holds
             raise ClientGone("the client went away before its answer was there")
         return answer.result()
     finally:
-        answer.cancel()
         gone.cancel()
+        if answer.cancel():
+            await asyncio.wait({answer})  # until it has let go of what it holds
 
 
 async def _disconnected(receive: Receive) -> None:

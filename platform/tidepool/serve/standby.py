@@ -12,6 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -20,7 +21,9 @@ NAMESPACE = b"tidepool"
 EVERY_S = 2.0
 """Between two looks at the nodes."""
 MISSED_S = 2.0
-"""Since one was taken, before the next is ordered: the replica that took it has the processors for its start."""
+"""Since one was missed, before the next is ordered: the replica that took it has the processors for its start."""
+COMES_S = 60.0
+"""For a worker that was ordered to take its note; twice as long after each that didn't."""
 STAYS_S = 3600
 """Ray ends a worker that nobody has used for so long."""
 ANSWERS_S = 2.0
@@ -33,10 +36,10 @@ class Standby:
     def __init__(self, count: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._count, self._clock = count, clock
         self._missed: dict[str, float] = {}
-        self._ordered: dict[str, float] = {}
+        self._orders: dict[str, _Order] = {}
 
     async def keep(self) -> None:
-        """Look, and order what is missing, for ever. What fails costs the next replica there two seconds, no more."""
+        """Look, and order what is missing, for ever. What fails only lets replicas start as slowly as without it."""
         while self._count:
             try:
                 await asyncio.to_thread(lambda: self.replenish(raylets()))
@@ -54,18 +57,29 @@ class Standby:
 
     def _see(self, node: Raylet) -> None:
         now = self._clock()
-        if node.unused() >= self._count:
+        if node.is_ordered():
+            order = self._orders.setdefault(node.id, _Order(now))
+            if now - order.at < order.patience_s:
+                return
+            # Where nobody has taken the note, perhaps nobody ever will, and each order adds one to the unused.
+            self._order(node, _Order(now, min(2 * order.patience_s, STAYS_S)))
+        elif node.unused() >= self._count:
             self._missed.pop(node.id, None)
-        elif now - self._missed.setdefault(node.id, now) >= MISSED_S and self._is_wanted(node, now):
-            node.order()
-            self._ordered[node.id] = now
+        elif now - self._missed.setdefault(node.id, now) >= MISSED_S:
+            self._order(node, _Order(now))
 
-    def _is_wanted(self, node: Raylet, now: float) -> bool:
-        """Where no worker has taken the last note, none may ever do so, and each order would add one to the unused."""
-        if not node.is_ordered():
-            return True
-        waited_s = now - self._ordered.setdefault(node.id, now)
-        return waited_s >= STAYS_S
+    def _order(self, node: Raylet, order: _Order) -> None:
+        self._missed.pop(node.id, None)
+        self._orders[node.id] = order  # before the call: one that fails may have been heard all the same
+        node.order()
+
+
+@dataclass(frozen=True)
+class _Order:
+    """When a worker was ordered, and how long to wait for it."""
+
+    at: float
+    patience_s: float = COMES_S
 
 
 class Raylet:
@@ -106,8 +120,8 @@ class Raylet:
         from ray.core.generated import node_manager_pb2 as pb
         from ray.experimental import internal_kv
 
-        self._call("PrestartWorkers", pb.PrestartWorkersRequest(num_workers=1, keep_alive_duration_secs=STAYS_S))
         internal_kv._internal_kv_put(note(self.id), b"", namespace=NAMESPACE)
+        self._call("PrestartWorkers", pb.PrestartWorkersRequest(num_workers=1, keep_alive_duration_secs=STAYS_S))
 
     def _idle(self) -> set[int]:
         """Process ids of the workers on which nothing has run yet."""

@@ -20,7 +20,10 @@ NEEDED = ("tidepool.serve.app", "ray.serve._private.replica", "onnxruntime")
 
 
 def warm() -> None:
-    """Take this node's note, if there is one, sign, and import what a replica needs."""
+    """Take this node's note, if there is one, sign, and import what a replica needs.
+
+    One that can't has signed all the same: where imports fail, they would fail in the next that is ordered, too.
+    """
     node_id = ray.get_runtime_context().get_node_id()
     if not internal_kv._internal_kv_del(note(node_id), namespace=NAMESPACE):
         return

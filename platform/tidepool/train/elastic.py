@@ -16,7 +16,7 @@ from tidepool import checkpoint
 from tidepool.telemetry.progress import Progress
 from tidepool.train.board import relayed
 from tidepool.train.crew import Changed, Crew
-from tidepool.train.part import Part
+from tidepool.train.part import NICENESS, Part
 
 Places = Mapping[str, int]
 """Workers by node."""
@@ -99,7 +99,8 @@ class Live:
             name=f"{MEMBER}:{run}:{node}:{secrets.token_hex(4)}",
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
         )
-        return Hired(actor.remote(self._part, self._connect, self._resource == "GPU"), node)
+        on_gpu = self._resource == "GPU"
+        return Hired(actor.remote(self._part, self._connect, on_gpu, niceness=NICENESS), node)
 
     def _reached(self) -> int:
         import ray

@@ -31,8 +31,10 @@ class Member:
         store: Callable[[], Store],
         on_gpu: bool = False,
         clock: Callable[[], float] = time.monotonic,
+        niceness: int = 0,
     ) -> None:
-        """`store` connects to the one in which members meet."""
+        """`store` connects to the one in which members meet. `niceness` is added to the process's own."""
+        os.nice(niceness)  # of this thread and of those that it starts: torch's, the group's
         self._part, self._connect, self._clock = part, store, clock
         self._device = torch.device("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
         self._circle: Circle | None = None

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tidepool.train.loop import Trainee
     from tidepool.train.strategies import Group
 
+NICENESS = 10
+"""What workers add to their process's: a tenth of the processor's time beside a replica that wants all of it."""
 KEPT = 2
 """Checkpoints that a run keeps: the newest, and one more in case its bytes go bad."""
 

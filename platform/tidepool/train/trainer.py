@@ -26,7 +26,7 @@ from tidepool.telemetry.progress import Progress, quiet
 from tidepool.train import sampler, tracking
 from tidepool.train.board import asker, claimed, relayed, teller
 from tidepool.train.elastic import Live, Segments, Share
-from tidepool.train.part import Part, failure
+from tidepool.train.part import NICENESS, Part, failure
 
 if TYPE_CHECKING:
     import torch
@@ -158,6 +158,7 @@ def _work(part: Part, resource: str, segment: int) -> None:
 
     from tidepool.train.strategies import from_first
 
+    os.nice(NICENESS)  # of this thread and of those that it starts
     group, device = _group_and_device(resource)
     # Rank 0's answer counts for all: had they different ones, some would wait for the others for ever.
     repeated, noticed = ray.get([part.board.repeated.remote(), part.board.noticed.remote(segment)])
