@@ -10,8 +10,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from tidepool.train.part import NICENESS
 from waves import EPOCHS, STEPS_PER_EPOCH, Waves, run_as_script
 
 TEN_RESIZES = [3, 2, 1, 4, 3, 2, 1, 4, 0, 4]
@@ -38,6 +40,10 @@ def test_accelerators_are_released_soon_and_none_is_kept(measured: dict[str, Any
     assert measured["free in the end"] == 4
 
 
+def test_members_give_way_to_replicas_for_processors(measured: dict[str, Any]) -> None:
+    assert set(measured["niceness"]) == {measured["niceness without"] + NICENESS}
+
+
 def test_no_step_is_lost_and_the_weights_are_those_of_an_undisturbed_run(measured: dict[str, Any]) -> None:
     assert measured["steps"] == EPOCHS * STEPS_PER_EPOCH
     assert measured["steps redone"] == 0
@@ -61,6 +67,9 @@ class Scenario(Waves):
     def live(self) -> dict[str, Any]:
         self.begin()
         facts: dict[str, Any] = {"sizes": [self.settled(4)]}
+        self.further(2)
+        facts["niceness without"] = psutil.Process().nice()
+        facts["niceness"] = [psutil.Process(int(file.name)).nice() for file in self.used.iterdir()]
         for _ in range(2):
             for left in (3, 2, 1):
                 self.further(2)
