@@ -52,8 +52,8 @@ def test_what_waits_asks_for_more_replicas() -> None:
 
 def test_a_fall_beyond_chance_ends_what_was_before() -> None:
     assert since_the_fall([50.0, 50.0, 0.0], last_s=0.7) == [0.0]
-    assert since_the_fall([50.0, 50.0, 20.0, 0.0], last_s=0.6) == [20.0, 0.0]
-    assert since_the_fall([4.0] * 30 + [0.0] * 9) == [0.0] * 9
+    assert since_the_fall([50.0, 50.0, 20.0, 0.0], last_s=0.6) == [0.0]
+    assert since_the_fall([4.0] * 30 + [0.0] * 9) == [0.0] * 8
 
 
 @pytest.mark.parametrize("rates", [[], [0.0], [0.0, 9.0], [50.0, 50.0, 0.0], [50.0, 40.0, 30.0], [4.0, 0.0, 0.0]])

@@ -80,7 +80,9 @@ def replicas_wanted(
 
 
 def since_the_fall(rates: Sequence[float], last_s: float = 1.0) -> Sequence[float]:
-    """The end of `rates`, from where they fell further than chance and jitter explain; all of them if they didn't.
+    """The end of `rates`, since they fell further than chance and jitter explain; all of them if they didn't.
+
+    The second in which they fell is of both, and left out if there is a later one.
 
     `rates` are requests a second in each of the last seconds, of which the last has lasted `last_s` so far. Two counts
     of a Poisson process, of `s` seconds and of `n` before them, differ by a variance of rate * s * (1 + s / n); where
@@ -92,7 +94,7 @@ def since_the_fall(rates: Sequence[float], last_s: float = 1.0) -> Sequence[floa
         rate = sum(before) / len(before)
         variance = rate * seconds * (1 + seconds / len(before)) * (1 + JITTER**2 * rate)
         if count < rate * seconds - SURE * math.sqrt(variance):
-            return rates[first:]
+            return rates[first + 1 :] or rates[first:]
         count, seconds = count + rates[first - 1], seconds + 1.0
     return rates
 

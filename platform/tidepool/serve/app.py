@@ -38,6 +38,7 @@ def application(spec: Spec) -> Application:
         "max_queued_requests": spec.serve.max_queued_requests,
         "logging_config": LOGGING,
         "graceful_shutdown_timeout_s": 5.0,
+        "graceful_shutdown_wait_loop_s": 0.2,
         "ray_actor_options": autoscale.replica_options(resource, spec.serve.num_cpus),
         "max_surge_percent": 100,
     }

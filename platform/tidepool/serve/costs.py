@@ -35,8 +35,6 @@ MEAN_WEIGHT = 0.02
 """Weight of the latest run in the running mean of measured over predicted seconds."""
 GLANCE_S = 1e-3
 """Between two runs of `Costs.glance` that are learned from: more would teach nothing new."""
-MOST_SLOWED = 2.0
-"""What a run counts for at most in `Costs.lasting`, in undisturbed ones."""
 EXCESS_STEP = 0.05
 """Step in learning that excess, in predicted run times."""
 
@@ -50,8 +48,6 @@ class Costs:
         self.runs = 0
         self.slowness = 1.0
         """Mean seconds of a run over those of an undisturbed one."""
-        self.lasting = 1.0
-        """The same without pauses: one of any length adds `MEAN_WEIGHT` at most, so it isn't a reason for replicas."""
         self.excess_s = 0.0
         """99 of 100 runs take at most this much longer than expected: pauses, neighbours on the machine."""
         self._glances_at = -math.inf
@@ -135,14 +131,13 @@ class Costs:
         return max(self.seconds(size) * (size + more) / size - self.seconds(size + more), 0.0)
 
     def pace(self, each: float, limit: int) -> dict[str, float]:
-        """What runs of requests of size `each` cost in the mean, pauses left out, in batches of at most `limit`, for
+        """What undisturbed runs of requests of size `each` cost in batches of at most `limit`, for
         `objective.latency_curve`; {} while nothing is known.
         """
         if not self.runs:
             return {}
         one, full = max(1, round(each)), max(1.0, limit / each)
-        one_s, full_s = self.lasting * self.seconds(one), self.lasting * self.seconds(max(one, limit))
-        return {"one_s": one_s, "full_s": full_s, "full": full}
+        return {"one_s": self.seconds(one), "full_s": self.seconds(max(one, limit)), "full": full}
 
     def curve(self) -> list[tuple[int, float]]:
         """The knots: (size, seconds), ascending."""
@@ -166,9 +161,7 @@ class Costs:
         The excess is a quantile by stochastic approximation (Robbins and Monro, 1951): at rest when 1 run in 100 is
         longer.
         """
-        ratio = seconds / max(predicted, 1e-9)
-        self.slowness += MEAN_WEIGHT * (ratio - self.slowness)
-        self.lasting += MEAN_WEIGHT * (min(ratio, MOST_SLOWED) - self.lasting)
+        self.slowness += MEAN_WEIGHT * (seconds / max(predicted, 1e-9) - self.slowness)
         if seconds > self.slowness * predicted + self.excess_s:
             self.excess_s += EXCESS_STEP * TAIL * predicted
         elif self.excess_s > 0.0:

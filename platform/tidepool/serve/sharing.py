@@ -69,6 +69,7 @@ def _application(settings: Settings) -> Application:
         "max_ongoing_requests": MAX_ONGOING_REQUESTS,
         "logging_config": LOGGING,
         "graceful_shutdown_timeout_s": 5.0,
+        "graceful_shutdown_wait_loop_s": 0.2,
         "ray_actor_options": {"num_cpus": NUM_CPUS},
         "max_surge_percent": 100,
     }
