@@ -24,6 +24,9 @@ WIDE = 2**31 - 1
 INITIAL_WINDOW = 65_535
 frame_head = struct.Struct(">HBBBI").unpack_from
 """The length in two parts, kind, flags and stream."""
+pack_stream = struct.Struct(">I").pack_into
+ROOM_BYTES = 26
+"""In which a server tells of new room for a call, before its answer: no reason to wake up."""
 PREFIX_BYTES = 5
 """Before a message; a call that fails has none."""
 
@@ -58,24 +61,34 @@ class _Connection:
     def __init__(self, address: Address, block: bytes, message: bytes) -> None:
         self.socket = socket.create_connection(address, timeout=10)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._block, self._data = block, b"\x00" + struct.pack(">I", len(message)) + message
+        data = b"\x00" + struct.pack(">I", len(message)) + message
+        opening = frame(HEADERS, END_HEADERS, 0, block)
+        self._request, self._at = bytearray(opening + frame(DATA, END_STREAM, 0, data)), len(opening)
+        """A call, and where its second frame begins; each has the number of its stream."""
+        self._size = len(data)
+        if self._size < INITIAL_WINDOW // 4:  # so that there is always room, and nobody waits for word of it
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, ROOM_BYTES + 1)
         self._stream, self._room, self._waits = -1, INITIAL_WINDOW, False
         self.due, self._received, self._said = 0.0, b"", 0
+        self._length, self._tail, self._gain = -1, b"", 0
+        """Of the last answer that came at once its length, its end and the room that came with it: the next one is the
+        same, as the call is."""
         settings = frame(SETTINGS, 0, 0, struct.pack(">HI", 4, WIDE))
         self.socket.sendall(PREFACE + settings + frame(WINDOW, 0, 0, struct.pack(">I", WIDE - INITIAL_WINDOW)))
 
     def call(self) -> None:
         """Send a call, as soon as the server has room for it."""
         self.due = clock()
-        self._waits = self._room < len(self._data)
+        self._waits = self._room < self._size
         if not self._waits:
             self._send()
 
     def _send(self) -> None:
         self._stream += 2
-        self._room, self._said = self._room - len(self._data), 0
-        opening = frame(HEADERS, END_HEADERS, self._stream, self._block)
-        self.socket.sendall(opening + frame(DATA, END_STREAM, self._stream, self._data))
+        self._room, self._said = self._room - self._size, 0
+        for begin in (0, self._at):
+            pack_stream(self._request, begin + 5, self._stream)
+        self.socket.sendall(self._request)
 
     def receive(self) -> bool | None:
         """Take what has come: whether the call was answered with a message, or None as long as it isn't.
@@ -86,8 +99,11 @@ class _Connection:
         data = self.socket.recv(RECEIVED_AT_ONCE)
         if not data:
             raise ConnectionError("the server ended the connection")
-        if self._received:
-            data = self._received + data
+        if len(data) == self._length and data.endswith(self._tail) and not self._received:
+            self._room += self._gain
+            return True
+        came_at_once, room = not (self._received or self._said), self._room
+        data = self._received + data
         answered, at, size = None, 0, len(data)
         while at + 9 <= size:
             high, low, kind, flags, stream = frame_head(data, at)
@@ -101,6 +117,8 @@ class _Connection:
             elif stream == 0:
                 self._control(kind, flags, data[at - length : at])
         self._received = data[at:]
+        if answered and came_at_once:
+            self._length, self._tail, self._gain = size, data[-16:], self._room - room
         return answered
 
     def _control(self, kind: int, flags: int, payload: bytes) -> None:
@@ -108,7 +126,7 @@ class _Connection:
             self.socket.sendall(frame(kind, ACK, 0, payload if kind == PING else b""))
         elif kind == WINDOW:
             self._room += int.from_bytes(payload)
-            if self._waits and self._room >= len(self._data):
+            if self._waits and self._room >= self._size:
                 self._waits = False
                 self._send()
 

@@ -15,6 +15,7 @@ import pytest
 from tidepool.errors import TryLater
 from tidepool.recipe import TensorSpec
 from tidepool.serve.batching import Batcher
+from tidepool.serve.costs import calibrate
 from tidepool.serve.protocol import Tensors
 from tidepool.serve.stacking import Stacking
 
@@ -135,6 +136,17 @@ def test_a_lone_client_gets_the_bare_time_of_the_engine(seconds: Callable[[int],
         return latencies
 
     assert virtual(scenario, seconds)[1:] == pytest.approx([seconds(1)] * 19, rel=0.01)
+
+
+@pytest.mark.parametrize(("seconds", "largest"), [(lambda rows: 6e-5 * rows, 1), (lambda rows: 6e-5, 16)])
+def test_short_runs_gather_if_company_saves_something(seconds: Callable[[int], float], largest: int) -> None:
+    async def scenario(batcher: Batcher, engine: VirtualEngine) -> int:
+        calibrate(batcher.costs, lambda size: engine(row(rows=size)), 8, 1.0, engine.clock)
+        engine.batches.clear()
+        await learn(batcher, rounds=20, clients=16)
+        return max(engine.batches)
+
+    assert virtual(scenario, seconds) == largest
 
 
 def test_it_tells_how_many_came_and_what_requests_of_their_size_cost() -> None:

@@ -131,6 +131,19 @@ def test_after_a_wave_its_replicas_are_let_go_within_two_seconds() -> None:
     assert after[-1] == 1
 
 
+@pytest.mark.parametrize(("busy", "replicas"), [(0.05, 1), (0.2, 3), (0.45, 4)])
+def test_after_a_wave_it_goes_by_how_busy_replicas_are_not_by_what_runs_cost_in_the_crowd(
+    busy: float, replicas: int
+) -> None:
+    objective = Objective(SLO_S)
+    crowded = {"one_s": 0.45, "full_s": 0.45, "full": 1.0}
+    objective.learn(said(0.0, **crowded), MOST)
+    for tick in range(50):
+        objective.replicas(said(40.0, **crowded), tick / 5)
+    vitals = {**said(4.0, replicas=4, **crowded), "busy": [busy] * 4}
+    assert [objective.replicas(vitals, 10 + tick / 5) for tick in range(10)][-1] == replicas
+
+
 def test_between_waves_that_come_again_and_again_its_replicas_stay() -> None:
     objective = Objective(SLO_S)
     objective.learn(said(0.0), MOST)

@@ -186,6 +186,24 @@ def test_parameters_of_an_answer_keep_their_kinds() -> None:
     assert protobuf.decode_parameters(message.parameters) == parameters
 
 
+def test_parameters_that_are_equal_and_of_two_kinds_are_not_taken_for_each_other() -> None:
+    for value in (1, True, 1.0):
+        message = protobuf.encode(InferResponse("m", "3", {}, signature(), parameters={"a": value}))
+        assert type(protobuf.decode_parameters(message.parameters)["a"]) is type(value)
+
+
+@given(st.sampled_from([None, "", "i", "é" * 90]), st.integers(0, 200), st.booleans())
+def test_bytes_of_an_answer_are_those_of_its_message(id_: str | None, count: int, raw: bool) -> None:
+    outputs: Tensors = {"y": np.arange(count, dtype=np.float32), "s": np.array([b"a" * count], np.object_)}
+    binary = frozenset(outputs) if raw else frozenset[str]()
+    parameters = {"digest": "ab"}
+    response = InferResponse("m", "3", outputs, signature(y="FP32", s="BYTES"), id_, parameters, binary)
+    message = pb.ModelInferResponse.FromString(protobuf.serialize(response))
+    assert message == protobuf.encode(response)
+    assert (message.id, len(message.outputs), list(message.outputs[0].shape)) == (id_ or "", 2, [count])
+    assert len(message.raw_output_contents) == (2 if raw else 0)
+
+
 def test_metadata_names_tensors_versions_and_properties() -> None:
     message = protobuf.model_metadata(
         {

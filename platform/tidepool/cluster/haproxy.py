@@ -7,12 +7,17 @@ import os
 import sys
 from pathlib import Path
 
+from tidepool.cluster import sockets
+
 METRICS_PORT, STATISTICS_PORT = 9101, 8404
 """Serve's own choice: ports of a machine that has one cluster."""
 INFERENCE = "/inference.GRPCInferenceService/"
 """How the path of a call of the Open Inference Protocol begins; the model's name is field 1 of its message."""
-PIPE = 256 << 10
-"""Bytes of a pipe by which the kernel passes on what doesn't fit HAProxy's buffer: a user may have 64 MiB of them."""
+PIPE, PIPES = 512 << 10, 100
+"""Bytes of a pipe by which the kernel passes on what doesn't fit HAProxy's buffer, and how many pipes at most: a user
+may have 64 MiB in them. Where none is left, HAProxy copies."""
+UNSENT = 425_984
+"""Bytes that may be on the way to a replica: as many as Linux allows by itself, twice as many as a socket has."""
 
 SCRIPT = r"""#!/bin/sh
 for argument; do
@@ -23,7 +28,7 @@ shared=$(sed -n 's/^ *acl is_\(.*\) req.hdr(application) -m str _shared$/\1/p' "
 gateway=$(sed -n 's/^ *acl is_\(.*\) req.hdr(application) -m str gateway$/\1/p' "$config")
 sed -i -e 's/bind :@METRICS@$/bind 127.0.0.1:@METRICS@/' \
     -e 's/bind \*:@STATS@$/bind 127.0.0.1:@STATS@/' \
-    -e 's/^    tune.bufsize .*/&\n    tune.pipesize @PIPE@/' \
+    -e 's/^    tune.bufsize .*/&\n    tune.pipesize @PIPE@\n    maxpipes @PIPES@\n    tune.sndbuf.server @UNSENT@/' \
     -e 's/^    option httplog$/&\n    option dontlog-normal/' \
     -e 's#^\( *errorfile 50[234]\) .*#\1 @UNAVAILABLE@#' \
     -e '/^frontend http_frontend/,/^ *bind/s#^ *bind .*#&\
@@ -36,9 +41,16 @@ sed -i -e 's/bind :@METRICS@$/bind 127.0.0.1:@METRICS@/' \
     http-request wait-for-body time 10s at-least 256 if names_a_model !is_routed\
     http-request set-header application %[req.body,bytes(5),protobuf(1)] if names_a_model !is_routed !is_compressed' \
     "$config"
-awk -v gateway="$gateway" '
+sockets=$(dirname "${@CONTROL@:-@CONTROL_DEFAULT@}")/@FOLDER@
+[ -O "$sockets" ] && [ ! -L "$sockets" ] || sockets=/nowhere
+awk -v gateway="$gateway" -v sockets="$sockets" '
+    FILENAME == "/proc/net/unix" { if ($4 == "00010000") listens[$8]; next }
+    $1 == "server" && (path = sockets "/" $3) in listens {
+        at = index($0, $3)
+        $0 = substr($0, 1, at - 1) "unix@" path substr($0, at + length($3))
+    }
     /^[a-z]/ { section = $1 == "backend" ? $2 : ""; kind = substr(section, 1, 5); name = substr(section, 6) }
-    NR == FNR {
+    pass == 1 {
         if (kind == "http-" && $1 != "backend" && $NF != "backup") servers[name] = servers[name] $0 "\n"
         if (kind == "grpc-" && $NF == "backup") spare[name] = $2 " " $3 " proto h2 no-check track " section "/" $2
         next
@@ -49,7 +61,8 @@ awk -v gateway="$gateway" '
         if (name in spare) added = added "    server " spare[name] " backup\n"
     }
     { print }
-    END { printf "%s", added }' "$config" "$config" > "$config.new" && mv "$config.new" "$config"
+    END { printf "%s", added }' /proc/net/unix pass=1 "$config" pass=2 "$config" > "$config.new" \
+    && mv "$config.new" "$config"
 grpc='default_backend default_grpc_backend$'
 [ -n "$shared" ] && sed -i -e "s/^ *$grpc/    use_backend $shared if is_routed\n&/" "$config"
 [ -n "$gateway" ] && sed -i -e "s/$grpc/default_backend $gateway/" "$config"
@@ -86,6 +99,7 @@ def program(
     - No log line for each request; what went wrong is still logged.
     - Its own errors have the protocol's one shape.
     - The rest of a large body goes from socket to socket by a pipe that takes it in large pieces.
+    - Replicas on this machine that listen on a Unix socket are reached by that (`cluster.sockets`).
     - A request goes to a replica when all of it is here, or as much as fits HAProxy's buffer: one that went in pieces
       couldn't be sent again to another replica if the first one dies with it.
     - Calls to infer go to the replicas' HTTP ports (`serve.grpclane`): their gRPC servers take three times as long for
@@ -99,7 +113,12 @@ def program(
         "METRICS": metrics_port,
         "STATS": statistics_port,
         "INFERENCE": INFERENCE,
+        "PIPES": PIPES,
         "PIPE": PIPE,
+        "UNSENT": UNSENT,
+        "CONTROL_DEFAULT": sockets.CONTROL_DEFAULT,
+        "CONTROL": sockets.CONTROL,
+        "FOLDER": sockets.FOLDER,
         "BINARY": binary,
         "UNAVAILABLE": _page(folder / "unavailable.http", "503 Service Unavailable", NO_REPLICA),
         "SLOW": _page(folder / "slow.http", "408 Request Timeout", NO_BODY),

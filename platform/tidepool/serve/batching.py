@@ -31,8 +31,9 @@ INLINE_S = 0.002
 """Runs that are predicted to take longer go to a worker thread."""
 RECHOOSE_RUNS = 16
 """Cheap runs after which the limit of a batch is chosen anew; dear ones are worth it each time."""
-GATHER_S = 4e-5
-"""Runs that are predicted to take less never gather: to wait in the queue costs as much (benchmarks/serving)."""
+GATHER_S, ALONE_S = 4e-5, 1e-4
+"""A run that could save no more than the first by company, and is predicted to take no more than the second, never
+gathers: to wait in the queue costs as much (benchmarks/serving)."""
 PRUDENCE = 1.25
 """Predicted over expected time of the work in the queue: a late answer wastes the engine, a refusal doesn't."""
 MAX_WAITING = 4096
@@ -115,7 +116,7 @@ class Batcher:
         self._arrived_size += size
         if self.costs.runs and not self._jobs and not self._queue:
             seconds = self.costs.seconds(size)
-            if seconds <= GATHER_S:
+            if seconds <= GATHER_S or (seconds <= ALONE_S and self.costs.saving(size, size) <= GATHER_S):
                 return self._run_alone(inputs, size)
             if seconds <= self._inline_s and self._wake is None and not self._company:
                 # Those that arrive in this same pass of the event loop gather behind this one.

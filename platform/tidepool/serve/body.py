@@ -10,7 +10,7 @@ from typing import Any
 from tidepool.errors import InvalidRequest, RequestTooLarge
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Body = bytes | bytearray
+Body = bytes | bytearray | memoryview
 
 PATIENCE_S = 60.0
 """Seconds that a client may take to send a body: while it does it has a place that others may want."""

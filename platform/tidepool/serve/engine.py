@@ -36,8 +36,9 @@ class OnnxEngine:
         except Exception as error:  # onnxruntime raises a type of its own for each cause
             raise StorageError("ONNX Runtime can't load the model", seen=f"{model}: {error}") from error
         self._inputs = [tensor.name for tensor in self._session.get_inputs()]
+        self._outputs = [tensor.name for tensor in self._session.get_outputs()]
 
     def __call__(self, features: Sequence[npt.NDArray[Any]]) -> Arrays:
         """Run once over all rows."""
-        answer: Arrays = self._session.run(None, dict(zip(self._inputs, features, strict=True)))
+        answer: Arrays = self._session.run(self._outputs, dict(zip(self._inputs, features, strict=True)))
         return answer

@@ -25,6 +25,7 @@ from tidepool.serve._pb2 import open_inference_pb2 as pb
 from tidepool.serve.auth import INFER, READ, Key, Keyring
 from tidepool.serve.dataplane import Dataplane
 from tidepool.serve.masking import outline
+from tidepool.serve.protocol import InferResponse
 
 log = logging.getLogger(__name__)
 
@@ -175,10 +176,10 @@ class Servicer:
                 remedy="send fewer rows at once",
             )
         if self._keyring is None or key is None:
-            return await infer(self._dataplane, request, "")
+            return protobuf.encode(await infer(self._dataplane, request, ""))
         if self._dataplane.ready(request.model_version or None):
             self._keyring.charge(key)
-        return await infer(self._dataplane, request, key.id)
+        return protobuf.encode(await infer(self._dataplane, request, key.id))
 
     @failing_softly
     async def ModelConfig(self, request: pb.ModelConfigRequest, grpc_context: Context) -> pb.ModelConfigResponse:
@@ -223,12 +224,12 @@ def check_name(model: str, dataplane: Dataplane) -> None:
 
 async def infer(
     dataplane: Dataplane, request: pb.ModelInferRequest, key: str, within_s: float | None = None
-) -> pb.ModelInferResponse:
+) -> InferResponse:
     """The answer to a message from the holder of `key`, who waits for `within_s`, or for ever."""
     asked = protobuf.decode(request)
     if within_s is not None:
         protocol.hurry(asked, within_s)
-    return protobuf.encode(await dataplane.infer(asked, request.model_version or None, key))
+    return await dataplane.infer(asked, request.model_version or None, key)
 
 
 def api_key(grpc_context: Context) -> str:

@@ -13,7 +13,7 @@ import asyncio
 from google.protobuf.message import DecodeError
 
 from tidepool.errors import NotReady
-from tidepool.serve import eager, framing, shortcut
+from tidepool.serve import eager, framing, protobuf, shortcut
 from tidepool.serve._pb2 import open_inference_pb2 as pb
 from tidepool.serve.body import too_large, too_slow
 from tidepool.serve.framing import FRAME, NAME, PATH, Refused
@@ -97,9 +97,7 @@ class Call:
             message = framing.unframed(b"".join(self._parts), encoding, app.max_body_bytes)
             request = pb.ModelInferRequest.FromString(message)
             check_name(request.model_name, app.dataplane)
-            answered = await infer(app.dataplane, request, self._key, self._left_s())
-            answer: bytes = answered.SerializeToString()
-            return answer
+            return protobuf.serialize(await infer(app.dataplane, request, self._key, self._left_s()))
         except Refused as refused:
             return refused.why
         except DecodeError:

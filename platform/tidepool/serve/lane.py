@@ -17,9 +17,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from tidepool.errors import TidepoolError
 from tidepool.serve import eager, shortcut
-from tidepool.serve.body import too_slow
+from tidepool.serve.body import Body, too_slow
 from tidepool.serve.grpclane import GrpcLane
 from tidepool.serve.heads import END, LONGEST_HEAD, fields
+from tidepool.serve.intake import LARGE, Intake, memory
 from tidepool.serve.rest import MOST_DIGITS, Answer, ModelApp, failed
 
 OPENING = b"POST /v2/"
@@ -65,7 +66,7 @@ class Lane(GrpcLane):
     _key: str
     """The id of its API key."""
     _body: bytearray
-    """What has come of its body, unless it came at once."""
+    """What has come of its body, unless it came at once or is large."""
     _alarm: asyncio.TimerHandle | None = None
     """Until it has come, unless it came at once."""
     _answering: asyncio.Task[Answer] | None = None
@@ -98,11 +99,19 @@ class Lane(GrpcLane):
             return False
         self._head, self._app = head, app
         if missing:
-            self._body = bytearray(data[end + len(END) :])
             self._alarm = self.loop.call_later(app.patience_s, self._give_up)
+            self._await_body(head, memoryview(data)[end + len(END) :])
         else:
             self._start(head, data[end + len(END) :])
         return True
+
+    def _await_body(self, head: Head, begun: memoryview) -> None:
+        if head.length - len(begun) < LARGE:
+            self._body = bytearray(begun)
+            return
+        room = memory(head.length)
+        room[: len(begun)] = begun
+        Intake(self.transport, self, room[len(begun) :], lambda: self._complete(head, room.toreadonly()))
 
     def _is_answering(self) -> bool:
         return self._head is not None or super()._is_answering()
@@ -111,9 +120,13 @@ class Lane(GrpcLane):
         missing = head.length - len(self._body)
         self._body += data[:missing]
         if len(self._body) == head.length:
-            body, self._body, self._early = self._body, bytearray(), data[missing:]
-            self._be_calm()
-            self._start(head, body)
+            self._early = data[missing:]
+            self._complete(head, self._body)
+
+    def _complete(self, head: Head, body: Body) -> None:
+        self._body = bytearray()
+        self._be_calm()
+        self._start(head, body)
 
     def _give_up(self) -> None:
         """The body hasn't come in time. What comes of it now is nothing: the connection ends."""
@@ -124,7 +137,7 @@ class Lane(GrpcLane):
         if self._alarm is not None:
             self._alarm.cancel()
 
-    def _start(self, head: Head, body: bytes | bytearray) -> None:
+    def _start(self, head: Head, body: Body) -> None:
         answer = eager.start(self._app.infer(head.headers, body, head.version, self._key))
         if isinstance(answer, asyncio.Task):
             self._answering = answer

@@ -33,6 +33,9 @@ CHANGED = 0.1
 """Costs that differ by less than this share are still the same."""
 IDLE = 0.5
 """Replicas that are at work for less than this share of the time keep nobody waiting."""
+CALM = 0.3
+"""After a wave, a replica that would be at work for less than this share of the time holds the objective for certain,
+whatever runs took in the crowd of the wave: what they cost since then is learned only as requests come."""
 PATIENT = 0.5
 """A backlog of less than this share of the objective is the queue's own breath, which the staffing reckons with."""
 DRAIN_S = 2.0
@@ -71,14 +74,17 @@ class Objective:
             return None
         beyond = sum(max(0.0, late - PATIENT) for late in vitals.get("late", ()))
         rates: Sequence[float] = [total / count for _, total, count in self._rates]
-        smoothing = SMOOTHING
-        past = rates[:-1]
+        smoothing, most = SMOOTHING, self._at_most
+        past, busy = rates[:-1], vitals.get("busy", ())
         if in_waves(past) and rates[-1] <= HIGHER * max(past[-RECENT_S:]):
             rates, smoothing = past, RETURNING
-        elif max(vitals.get("busy", ()), default=0.0) < IDLE:  # else they may ask less because they wait for answers
-            rates = since_the_fall(rates, now - int(now))
+        elif max(busy, default=0.0) < IDLE:  # else they may ask less because they wait for answers
+            since = since_the_fall(rates, now - int(now))
+            if busy and len(since) < len(rates):
+                most = max(1, math.ceil(sum(busy) / CALM))
+            rates = since
         backlog = beyond * self._slo_s * staffing.throughput
-        return replicas_wanted(rates, staffing, backlog=backlog, drain_s=DRAIN_S, smoothing=smoothing)
+        return min(most, replicas_wanted(rates, staffing, backlog=backlog, drain_s=DRAIN_S, smoothing=smoothing))
 
     def _resembles(self, costs: Mapping[str, float]) -> bool:
         known = self._costs

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,11 @@ _FIELDS = {
 """The field of `InferTensorContents` that holds the elements of each datatype; FP16 has none."""
 _WIDE = {"int_contents": np.dtype(np.int32), "uint_contents": np.dtype(np.uint32)}
 """The dtype of the fields that narrower datatypes share."""
+RAW_CONTENTS = b"\x32"
+"""What stands before each of an answer's raw contents: field 6, of a length that follows.
+
+Source: https://protobuf.dev/programming-guides/encoding
+"""
 _MAX_AXES, _MAX_ELEMENTS = 32, 2**40
 """Beyond what fits a message; numpy refuses larger shapes even of tensors without elements."""
 
@@ -62,22 +68,69 @@ def decode(message: pb.ModelInferRequest) -> InferRequest:
 
 def encode(response: InferResponse) -> pb.ModelInferResponse:
     """The message of an answer: raw if its tensors travel as raw bytes or one of them is FP16, else typed."""
-    specs = {spec.name: spec for spec in response.signature.outputs}
-    message = pb.ModelInferResponse(
-        model_name=response.model,
-        model_version=response.version,
-        id=response.id or "",
-        parameters=encode_parameters(response.parameters),
-    )
-    raw = bool(response.binary) or any(specs[name].datatype == "FP16" for name in response.outputs)
-    for name, values in response.outputs.items():
-        datatype = specs[name].datatype
-        tensor = message.outputs.add(name=name, datatype=datatype, shape=values.shape)
-        if raw:
-            message.raw_output_contents.append(codecs.to_raw(values))
-        else:
-            getattr(tensor.contents, _FIELDS[datatype]).extend(values.reshape(-1).tolist())
+    if not _is_raw(response):
+        return _typed(response)
+    message: pb.ModelInferResponse = pb.ModelInferResponse.FromString(_raw(response))
     return message
+
+
+def serialize(response: InferResponse) -> bytes:
+    """The same as bytes."""
+    return _raw(response) if _is_raw(response) else bytes(_typed(response).SerializeToString())
+
+
+def _is_raw(response: InferResponse) -> bool:
+    return bool(response.binary) or any(values.dtype == np.float16 for values in response.outputs.values())
+
+
+def _typed(response: InferResponse) -> pb.ModelInferResponse:
+    message: pb.ModelInferResponse = pb.ModelInferResponse.FromString(_opening(*_said(response)))
+    message.id = response.id or ""
+    for tensor, values in zip(message.outputs, response.outputs.values(), strict=True):
+        getattr(tensor.contents, _FIELDS[tensor.datatype]).extend(values.reshape(-1).tolist())
+    return message
+
+
+def _raw(response: InferResponse) -> bytes:
+    # Fields may come in any order, and messages in a row are one with the fields of all.
+    parts = [_opening(*_said(response))]
+    if response.id:
+        parts.append(pb.ModelInferResponse(id=response.id).SerializeToString())
+    for values in response.outputs.values():
+        contents = codecs.to_raw(values)
+        parts += RAW_CONTENTS, _varint(len(contents)), contents
+    return b"".join(parts)
+
+
+def _varint(number: int) -> bytes:
+    found = bytearray()
+    while number > 127:
+        found.append(number & 127 | 128)
+        number >>= 7
+    found.append(number)
+    return bytes(found)
+
+
+def _said(response: InferResponse) -> tuple[Any, ...]:
+    datatypes = {spec.name: spec.datatype for spec in response.signature.outputs}
+    tensors = tuple((name, datatypes[name], values.shape) for name, values in response.outputs.items())
+    # Types belong to it: True and 1 are one and the same key of a table.
+    parameters = tuple((name, value, type(value)) for name, value in response.parameters.items())
+    return response.model, response.version, parameters, tensors
+
+
+@lru_cache(maxsize=256)
+def _opening(
+    model: str, version: str, parameters: tuple[tuple[str, Any, type], ...], tensors: tuple[tuple[str, str, Any], ...]
+) -> bytes:
+    """All of an answer's message but its id and its data: it is the same again and again."""
+    outputs = [
+        pb.ModelInferResponse.InferOutputTensor(name=name, datatype=datatype, shape=shape)
+        for name, datatype, shape in tensors
+    ]
+    said = encode_parameters({name: value for name, value, _ in parameters})
+    message = pb.ModelInferResponse(model_name=model, model_version=version, parameters=said, outputs=outputs)
+    return bytes(message.SerializeToString())
 
 
 def encode_request(
@@ -151,7 +204,7 @@ def _parameter(value: bool | int | float | str) -> pb.InferParameter:
 
 
 def _from_raw(tensor: pb.ModelInferRequest.InferInputTensor, data: bytes) -> npt.NDArray[Any]:
-    if tensor.contents.ByteSize():
+    if tensor.HasField("contents") and tensor.contents.ByteSize():
         raise InvalidRequest(
             f"input {tensor.name} has contents although the request has raw_input_contents",
             remedy="send one or the other",

@@ -11,12 +11,14 @@ batcher's. Everywhere but in a replica's own server no model is published, and e
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import uvicorn.config
 from starlette.middleware import Middleware
 
 from tidepool.cluster import loopback
+from tidepool.serve.neighbour import Neighbour
 
 if TYPE_CHECKING:
     from tidepool.serve.body import Receive
@@ -64,4 +66,6 @@ def middlewares() -> list[Middleware]:
     """What Serve asks for, before it opens the ports of a replica or of a proxy."""
     loopback.bind_grpc()
     uvicorn.config.HTTP_PROTOCOLS["auto"] = "tidepool.serve.lane:Lane"
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
+        uvicorn.Server = Neighbour  # type: ignore[misc]
     return [Middleware(Shortcut)]
