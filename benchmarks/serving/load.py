@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import re
 import select
 import socket
@@ -30,8 +29,6 @@ REFUSALS = (429, 503)
 CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 LAST_CHUNK = b"0\r\n\r\n"
 RECEIVED_AT_ONCE = 1 << 18
-LARGE = 1 << 16
-"""Bytes of a request from which on the kernel sends it from a file in memory: a copy less, which no server sees."""
 
 clock = time.perf_counter
 
@@ -88,8 +85,7 @@ class _Connection:
         self.fd, self.recv, self.send = self.socket.fileno(), self.socket.recv, self.socket.send
         self.due = 0.0
         """When the request in the air was due; 0 while there is none."""
-        self.received, self.unsent = b"", 0
-        """Bytes of an answer that has begun to come, and how many of the request are still to go."""
+        self.received, self.unsent = b"", memoryview(b"")
 
     def close(self) -> None:
         self.socket.close()
@@ -104,10 +100,6 @@ class _Wire:
         self.follow: Callable[[_Connection], None] = lambda connection: None
         self.connections: dict[int, _Connection] = {}
         self._epoll = select.epoll()
-        self._file = -1
-        if len(request) >= LARGE:
-            self._file = os.memfd_create("request")
-            os.write(self._file, request)
         self._length, self._tail = -1, b""
         """The whole length and the end of the last good answer: the next is the same, as the request is."""
 
@@ -121,8 +113,6 @@ class _Wire:
         for connection in self.connections.values():
             connection.close()
         self._epoll.close()
-        if self._file >= 0:
-            os.close(self._file)
 
     @property
     def cpu_s(self) -> float:
@@ -135,12 +125,13 @@ class _Wire:
         return connection
 
     def send(self, connection: _Connection, due: float) -> None:
-        connection.due, connection.unsent = due, len(self._request)
+        connection.due = due
         try:
-            self._push(connection)
+            sent = connection.send(self._request)
         except OSError:
             return  # the server closed it: `receive` will see that
-        if connection.unsent:
+        if sent < len(self._request):
+            connection.unsent = memoryview(self._request)[sent:]
             self._epoll.modify(connection.fd, select.EPOLLIN | select.EPOLLOUT)
 
     def receive(self, timeout_s: float) -> None:
@@ -173,16 +164,9 @@ class _Wire:
     def is_asking(self) -> bool:
         return any(connection.due for connection in self.connections.values())
 
-    def _push(self, connection: _Connection) -> None:
-        if self._file < 0:
-            connection.unsent -= connection.send(self._request[-connection.unsent :])
-        else:
-            sent = len(self._request) - connection.unsent
-            connection.unsent -= os.sendfile(connection.fd, self._file, sent, connection.unsent)
-
     def _send_more(self, connection: _Connection) -> None:
         with contextlib.suppress(OSError):
-            self._push(connection)
+            connection.unsent = connection.unsent[connection.send(connection.unsent) :]
         if not connection.unsent:
             self._epoll.modify(connection.fd, select.EPOLLIN)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,6 +173,18 @@ def test_both_doors_lead_to_the_same_server(run: Runner, folder: Path) -> None:
             by_socket: Awaitable[str] = ask(httpx.AsyncHTTPTransport(uds=str(client.path)), "http://here")
             by_port = ask(httpx.AsyncHTTPTransport(), f"http://127.0.0.1:{client.path.name.partition(':')[2]}")
             assert await asyncio.gather(by_socket, by_port) == ["detour", "detour"]
+
+    run(scenario())
+
+
+def test_many_clients_may_come_at_once(run: Runner, folder: Path) -> None:
+    async def scenario() -> None:
+        async with connected(folder) as client:
+            with contextlib.ExitStack() as stack:
+                for _ in range(200):  # none of them is accepted before all are there
+                    newcomer = stack.enter_context(socket.socket(socket.AF_UNIX))
+                    newcomer.setblocking(False)
+                    newcomer.connect(str(client.path))
 
     run(scenario())
 

@@ -17,7 +17,9 @@ CONTROL = "RAY_SERVE_HAPROXY_SOCKET_PATH"
 CONTROL_DEFAULT = "/tmp/haproxy-serve/admin.sock"
 FOLDER = "replicas"
 BACKLOG = 2048
-"""Connections that may wait to be accepted: uvicorn's own number."""
+"""Connections that may wait to be accepted. One more fails at once, where TCP would try again."""
+BOUND = Path("/proc/sys/net/core/somaxconn")
+"""The system's own bound on that."""
 
 
 def folder(environ: Mapping[str, str] = os.environ) -> Path:
@@ -29,8 +31,10 @@ def listen(folder: Path, host: str, port: int) -> socket.socket:
     """A socket for the replica that listens on TCP's `host` and `port`, which nobody else on this machine can.
 
     Raises:
-        OSError: the folder isn't ours alone, or can't be made; the socket can't be.
+        OSError: the folder isn't ours alone, or can't be made; the socket can't be; too few connections may wait.
     """
+    if int(BOUND.read_text()) < BACKLOG:
+        raise OSError(f"{BOUND} is below {BACKLOG}")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     seen = folder.lstat()
     if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != os.getuid() or seen.st_mode & 0o077:

@@ -35,7 +35,8 @@ class Neighbour(uvicorn.Server):
         except OSError as error:
             log.info("no Unix socket beside port %d: %s", port, error)
             return
-        self.servers.append(await asyncio.get_running_loop().create_unix_server(self._protocol, sock=listening))
+        loop = asyncio.get_running_loop()
+        self.servers.append(await loop.create_unix_server(self._protocol, sock=listening, backlog=sockets.BACKLOG))
 
     def _protocol(self) -> HttpToolsProtocol:
         made: HttpToolsProtocol = self.config.http_protocol_class(  # type: ignore[call-arg, assignment]
