@@ -21,7 +21,7 @@ from servers import Server, free_port
 from workloads import Message, Row, Workload
 
 from tidepool.artifact import GOLDEN, ONNX, WEIGHTS, new_artifact, open_artifact
-from tidepool.cluster import environment, processes
+from tidepool.cluster import environment, processes, sockets
 from tidepool.recipe import load_recipe
 from tidepool.registry.client import Registry
 from tidepool.settings import Settings
@@ -32,7 +32,7 @@ PATIENCE_S = 60.0
 LOOK_S = 0.2
 """Between two looks at the replicas: each goes through all processes of the machine."""
 SOME = 3
-"""Connections to one port: the front end's own checks make one at a time."""
+"""Sockets that a replica has open if nobody asks: one to listen, and one for the front end's own checks."""
 COMMAND = (str(Path(sys.executable).with_name("tidepool")),)
 
 
@@ -93,10 +93,10 @@ class Cluster:
 
     @staticmethod
     def is_asked(replica: psutil.Process) -> bool:
-        """Whether clients of a replica hold connections to it open."""
+        """Whether HAProxy holds connections to a replica open, by its Unix socket."""
         with contextlib.suppress(psutil.Error):
-            ports = [c.laddr.port for c in replica.net_connections("tcp4") if c.status == psutil.CONN_ESTABLISHED]
-            return max(map(ports.count, ports), default=0) >= SOME
+            folder = f"/{sockets.FOLDER}/"
+            return sum(folder in str(each.laddr) for each in replica.net_connections("unix")) > SOME
         return False
 
     @property

@@ -74,8 +74,8 @@ class Signature:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     sensitive: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Tensors whose values are never written down as they are, each with its rule: `drop` leaves it out, `hash` writes
-    a keyed hash, `pattern:<regular expression>` blots out what matches."""
+    """Tensors whose values in requests and answers are never written down as they are, each with its rule: `drop`
+    leaves it out, `hash` writes a keyed hash, `pattern:<regular expression>` blots out what matches."""
 
     def __post_init__(self) -> None:
         names = [tensor.name for tensor in (*self.inputs, *self.outputs)]

@@ -184,13 +184,17 @@ def test_ragged_requests_are_answered_as_if_alone() -> None:
     assert sorted(map(len, gate.batches)) == [1, 1, 2, 3], "the first, and one batch for each length: 2, 8 and 4"
 
 
-def test_a_model_that_exits_takes_nobody_with_it() -> None:
+@pytest.mark.parametrize("seconds", [1.0, 1e-3, 1e-6])
+def test_a_model_that_exits_takes_nobody_with_it(seconds: float) -> None:
     def leave(_: Tensors) -> Tensors:
         raise SystemExit(3)
 
     async def scenario() -> None:
         batcher = Batcher(leave, STACKING, 1.0)
+        batcher.costs.observe(1, seconds)  # by which it runs in a thread, or on the event loop
         with pytest.raises(RuntimeError, match="SystemExit"):
             await batcher.run(row(), 1)
+        with pytest.raises(RuntimeError, match="SystemExit"):
+            await asyncio.gather(*(batcher.run(row(), 1) for _ in range(3)))
 
     asyncio.run(scenario())

@@ -62,6 +62,17 @@ def test_a_canary_generates_its_share(dataplane: Dataplane) -> None:
 
 
 @pytest.mark.usefixtures("home")
+def test_a_canary_of_a_model_that_does_not_generate_is_not_charged_for_texts(dataplane: Dataplane) -> None:
+    champion = replace(dataplane.choose(None), generate=None)
+    versions = {"1": champion, "2": replace(champion, version="2")}
+    control, plane = TrafficControl("letters", ServeSpec(), Settings()), Dataplane("letters")
+    plane.flip(Lineup("1", versions, control.plan("1", {"canary": Share("2", 100.0, 1000.0)}, versions)))
+    assert post(plane, "generate", text_input="t").status_code == 400
+    seen = plane.statistics()["traffic"]["canary"]
+    assert (seen["answers"], seen["errors"]) == (0, 0)
+
+
+@pytest.mark.usefixtures("home")
 def test_a_canary_that_does_not_generate_is_charged_for_it_and_the_champion_answers(dataplane: Dataplane) -> None:
     champion = dataplane.choose(None)
     versions = {"1": champion, "2": replace(champion, version="2", generate=None)}

@@ -184,12 +184,17 @@ def test_a_client_that_goes_before_the_first_piece_is_sent_holds_nothing(datapla
     asyncio.run(ask())
 
 
-def test_a_failure_in_the_middle_is_the_last_event(dataplane: Dataplane) -> None:
-    for error, words in ((InvalidRequest("no further"), "no further."), (ValueError(), "the model failed: ValueError")):
+def test_a_failure_in_the_middle_is_the_last_event_and_quotes_nobody(
+    dataplane: Dataplane, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures = (InvalidRequest("no further"), "no further."), (ValueError("a secret"), "the model failed: ValueError")
+    for error, words in failures:
         steps = Steps(after=error)
         steps.may.release()
         first, last = events(post(steps.of(dataplane), "generate_stream", text_input="t"))
         assert (first["text_output"], last) == ("a", {"error": words})
+    assert "generating for letters failed: ValueError" in caplog.text
+    assert "a secret" not in caplog.text
 
 
 def test_a_client_that_goes_away_ends_its_generation(dataplane: Dataplane) -> None:

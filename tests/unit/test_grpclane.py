@@ -142,7 +142,7 @@ def test_a_full_replica_says_when_to_come_back() -> None:
         connection = Connection(app)
         connection.lane.data_received(infer())
         response = Response(connection.wire.written)
-        assert (response.status, response.headers["retry-after"]) == ("8", "0")
+        assert (response.status, response.headers["retry-after"]) == ("8", "1")
 
     asyncio.run(main())
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tidepool.errors import InvalidRequest
 from tidepool.serve.isolation import BROKEN_AFTER, isolate
 
 
@@ -35,6 +36,22 @@ def test_the_guilty_fail_and_everybody_else_is_answered(requests: int, guilty: s
             assert outcome == 2 * number
 
 
+def test_innocents_behind_many_guilty_are_answered() -> None:
+    outcomes = isolate(Engine(set(range(BROKEN_AFTER))), range(2 * BROKEN_AFTER))
+    assert outcomes[BROKEN_AFTER:] == [2 * number for number in range(BROKEN_AFTER, 2 * BROKEN_AFTER)]
+
+
+def test_requests_that_the_recipe_refuses_say_nothing_of_the_engine() -> None:
+    def refuse(numbers: Sequence[int]) -> list[int]:
+        if bad := [number for number in numbers if number != BROKEN_AFTER + 1]:
+            raise InvalidRequest("no such number", seen=bad[0])
+        return list(numbers)
+
+    outcomes = isolate(refuse, range(3 * BROKEN_AFTER))
+    assert outcomes[BROKEN_AFTER + 1] == BROKEN_AFTER + 1
+    assert all(f"Seen: {number}." in str(outcome) for number, outcome in enumerate(outcomes) if outcome != number)
+
+
 def test_one_guilty_costs_twice_the_logarithm() -> None:
     engine = Engine({17})
     isolate(engine, range(64))
@@ -44,7 +61,10 @@ def test_one_guilty_costs_twice_the_logarithm() -> None:
 def test_a_broken_engine_is_given_up_on_early() -> None:
     engine = Engine(set(range(64)))
     outcomes = isolate(engine, range(64))
-    assert all(isinstance(outcome, ValueError) for outcome in outcomes)
+    tried = [outcome for outcome in outcomes if isinstance(outcome, ValueError)]
+    untried = [str(outcome) for outcome in outcomes if isinstance(outcome, RuntimeError)]
+    assert len(tried) + len(untried) == 64
+    assert set(untried) == {"the engine failed for all that were tried"}, "nobody reads of another's request"
     assert engine.runs < 24
 
 

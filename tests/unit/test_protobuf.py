@@ -204,6 +204,13 @@ def test_bytes_of_an_answer_are_those_of_its_message(id_: str | None, count: int
     assert len(message.raw_output_contents) == (2 if raw else 0)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_parameter_that_json_does_not_have_is_refused(value: float) -> None:
+    message = pb.ModelInferRequest(parameters={"a": pb.InferParameter(double_param=value)})
+    with pytest.raises(InvalidRequest, match="parameter a"):
+        protobuf.decode(message)
+
+
 def test_metadata_names_tensors_versions_and_properties() -> None:
     message = protobuf.model_metadata(
         {

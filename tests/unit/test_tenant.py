@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import weakref
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
@@ -13,11 +14,11 @@ import numpy as np
 import pytest
 
 from tidepool.artifact import open_artifact
-from tidepool.errors import DoesNotFit, NotReady, UnknownModel
+from tidepool.errors import DoesNotFit, NotReady, TryLater, UnknownModel
 from tidepool.serve.protocol import InferRequest
 from tidepool.serve.scale import Scale
 from tidepool.serve.shelf import Shelf
-from tidepool.serve.tenant import Tenant
+from tidepool.serve.tenant import WEIGHED_AGAIN_S, Tenant
 from tidepool.serve.versions import Entry, VersionTable
 from tidepool.spec import ServeSpec
 
@@ -43,8 +44,8 @@ class House:
     def __init__(self, room: float) -> None:
         self.shelf, self.scale = Shelf(int(room * 1e6)), Scale(Balance())
 
-    def tenant(self, name: str) -> Tenant:
-        return Tenant(name, SPEC, self.shelf, self.scale)
+    def tenant(self, name: str, clock: Callable[[], float] = time.monotonic) -> Tenant:
+        return Tenant(name, SPEC, self.shelf, self.scale, clock)
 
 
 async def digit(tenant: Tenant, version: str | None = None) -> tuple[str, int]:
@@ -146,5 +147,41 @@ def test_a_champion_that_is_too_large_is_refused_and_another_version_left_out(
         for _ in range(2):
             with pytest.raises(DoesNotFit, match=r"1\.0 MB"):
                 await digit(smaller)
+
+    run(story)
+
+
+def test_a_model_that_was_found_too_large_is_weighed_again_after_a_while(table: Callable[..., dict[str, Any]]) -> None:
+    async def story() -> None:
+        house, now = House(room=1.5), 0.0
+        tenant, extra = house.tenant("one", lambda: now), 0
+        balance = Balance()
+        house.scale = tenant._scale = Scale(lambda: balance() + extra * balance.allocated)
+        await tenant.apply(table(1))
+        extra = 1  # what others take meanwhile counts with it
+        for _ in range(2):
+            with pytest.raises(DoesNotFit):
+                await digit(tenant)
+        looks = balance.allocated
+        extra = 0
+        with pytest.raises(DoesNotFit):
+            await digit(tenant)
+        assert balance.allocated == looks, "it isn't loaded for every request"
+        now += WEIGHED_AGAIN_S
+        assert await digit(tenant) == ("1", 1)
+
+    run(story)
+
+
+def test_a_request_waits_for_a_load_no_longer_than_it_has(table: Callable[..., dict[str, Any]]) -> None:
+    async def story() -> None:
+        tenant = House(room=1.5).tenant("one")
+        await tenant.apply(table(1))
+        pixels = {"image": np.zeros((1, 64), np.float32)}
+        with pytest.raises(TryLater, match="while the model was loaded"):
+            await tenant.infer(InferRequest(pixels, parameters={"timeout": 1}))
+        assert await digit(tenant) == ("1", 1)
+        answer = await tenant.infer(InferRequest(pixels, parameters={"timeout": 60_000_000}))
+        assert answer.version == "1"
 
     run(story)

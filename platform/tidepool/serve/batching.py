@@ -21,7 +21,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from tidepool.serve.costs import Costs
-from tidepool.serve.isolation import isolate
+from tidepool.serve.isolation import isolate, presentable
 from tidepool.serve.patience import Patience
 from tidepool.serve.protocol import Tensors
 from tidepool.serve.queueing import FairQueue, Load, Ticket, try_later
@@ -159,7 +159,10 @@ class Batcher:
 
     def _run_alone(self, inputs: Tensors, size: int) -> Tensors:
         began = self._clock()
-        outputs = self._call(inputs)
+        try:
+            outputs = self._call(inputs)
+        except BaseException as raised:
+            raise presentable(raised) from None
         self.costs.glance(size, began, self._clock)
         return outputs
 
@@ -214,9 +217,9 @@ class Batcher:
         began = self._clock()
         try:
             answers = self._compute(batch)
-        except Exception as error:
+        except BaseException as raised:
             if len(batch) == 1:
-                _settle(batch[0], error)
+                _settle(batch[0], presentable(raised))
             else:
                 self._submit(batch, loop)
             return

@@ -16,6 +16,10 @@ PATIENCE_S = 60.0
 """Seconds that a client may take to send a body: while it does it has a place that others may want."""
 WINDOW = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
 """zlib's window argument for each content encoding (RFC 9110, section 8.4.1)."""
+MEMBERS = {b"gzip": 16, b"deflate": 1}
+"""How many packed pieces may stand one after another in a body: gzip may have several (RFC 1952, section 2.2), and what
+is left over is copied after each.
+"""
 
 
 async def read_body(headers: dict[bytes, bytes], receive: Receive, limit: int, patience_s: float = PATIENCE_S) -> bytes:
@@ -60,20 +64,25 @@ def unpack(body: bytes, encoding: bytes | None, limit: int) -> bytes:
         RequestTooLarge: they are more than `limit`.
         InvalidRequest: it can't be unpacked.
     """
-    window = WINDOW.get(encoding or b"")
-    if window is None:
+    name = (encoding or b"").strip().lower().removeprefix(b"x-")
+    if name not in WINDOW:
         raise InvalidRequest("unknown content-encoding", seen=encoding, allowed="gzip, deflate")
-    unpacker = zlib.decompressobj(window)
-    try:
-        # A small body may unpack to a huge one: stop at the first byte too many.
-        unpacked = unpacker.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise InvalidRequest("the body can't be unpacked", seen=error, allowed="gzip or deflate, whole") from None
-    if len(unpacked) > limit:
-        raise too_large(len(unpacked), limit)
-    if not unpacker.eof:
-        raise InvalidRequest("the packed body is truncated")
-    return unpacked
+    unpacked, rest = b"", body
+    for _ in range(MEMBERS[name]):
+        unpacker = zlib.decompressobj(WINDOW[name])
+        try:
+            # A small body may unpack to a huge one: stop at the first byte too many.
+            unpacked += unpacker.decompress(rest, limit + 1 - len(unpacked))
+        except zlib.error as error:
+            raise InvalidRequest("the body can't be unpacked", seen=error, allowed="gzip or deflate, whole") from None
+        if len(unpacked) > limit:
+            raise too_large(len(unpacked), limit)
+        if not unpacker.eof:
+            raise InvalidRequest("the packed body is truncated")
+        rest = unpacker.unused_data
+        if not rest:
+            return unpacked
+    raise InvalidRequest("bytes are left over after the packed body", seen=len(rest), allowed=0)
 
 
 def too_large(size: int, limit: int) -> RequestTooLarge:

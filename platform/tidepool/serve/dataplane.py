@@ -170,8 +170,10 @@ class Dataplane:
         visit = None if traffic is None else traffic.visit(request, version, key)
         chosen = self.choose(version if visit is None else visit.version)
         if chosen.generate is None and visit is not None and not version:
-            visit.failed_to_generate(TidepoolError(f"version {chosen.version} doesn't generate"))
-            chosen, visit = self.choose(None), None
+            champion = self.choose(None)
+            if champion.generate is not None:  # else nobody could ask for text, and no version is at fault
+                visit.failed_to_generate(TidepoolError(f"version {chosen.version} doesn't generate"))
+            chosen, visit = champion, None
         pieces = self._counted(self.generating.pieces(self.model, chosen, prompt), chosen, visit)
         return Generation(self.model, chosen, prompt, pieces)
 

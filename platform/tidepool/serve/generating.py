@@ -22,6 +22,7 @@ import orjson
 from tidepool.errors import InvalidRequest, Overloaded, TidepoolError
 from tidepool.serve import protocol
 from tidepool.serve.body import Body
+from tidepool.serve.masking import outline
 from tidepool.serve.protocol import Parameters
 from tidepool.serve.queueing import try_later
 
@@ -140,7 +141,7 @@ class Generation:
             except TidepoolError as error:
                 yield _event({"error": str(error)})
             except Exception as error:
-                log.exception("generating for %s failed", self.model)
+                log.error("generating for %s failed: %s", self.model, outline(error))
                 yield _event({"error": f"the model failed: {type(error).__name__}"})
 
         return events()

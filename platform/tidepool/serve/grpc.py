@@ -104,7 +104,7 @@ def failure(error: Exception, call: str) -> Failure:
     if not isinstance(error, TidepoolError):
         log.error("answering %s failed: %s", call, outline(error))
         return Failure(grpc.StatusCode.INTERNAL, f"the model failed: {type(error).__name__}")
-    later = (("retry-after", str(math.ceil(error.retry_after_s))),) if isinstance(error, TryLater) else ()
+    later = (("retry-after", str(max(1, math.ceil(error.retry_after_s)))),) if isinstance(error, TryLater) else ()
     return Failure(code_of(error), str(error)[:MAX_DETAILS], later)
 
 

@@ -132,7 +132,7 @@ class Call:
             if timer is not None:
                 timer.cancel()
         if self._app is not None:
-            self._app.leave()
+            self._app.leave(self._key)
         if self._answering is not None:
             self._answering.cancel()
 

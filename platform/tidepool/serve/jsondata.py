@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -30,11 +31,12 @@ def from_json(name: str, datatype: str, shape: tuple[int, ...], data: object) ->
         raise InvalidRequest(f"input {name}: FP16 has no JSON form", remedy="send it as a raw tensor")
     if not isinstance(data, list):
         raise InvalidRequest(f"the data of input {name} is not a list", seen=type(data).__name__)
-    if datatype in _FORMATS and len(data) == math.prod(shape):
+    flat = data if len(data) == math.prod(shape) else _flat(data, shape)
+    if datatype in _FORMATS and flat is not None:
         try:
-            return np.frombuffer(_packed(datatype, data), dtype).reshape(shape)
+            return np.frombuffer(_packed(datatype, flat), dtype).reshape(shape)
         except (struct.error, OverflowError, TypeError):
-            pass  # nested, or wrong in some way: what follows is slower and says how
+            pass  # wrong in some way: what follows is slower and says how
     values = _strings(name, data) if datatype == "BYTES" else _numbers(name, datatype, dtype, data)
     if values.shape == shape:
         return values
@@ -45,6 +47,16 @@ def from_json(name: str, datatype: str, shape: tuple[int, ...], data: object) ->
         seen=f"data of shape {list(values.shape)}",
         allowed=f"{list(shape)}, or {math.prod(shape)} values in one list",
     )
+
+
+def _flat(data: list[Any], shape: tuple[int, ...]) -> list[Any] | None:
+    """The values of a list that is nested as `shape` is, in one list; None if it isn't."""
+    level: list[Any] = [data]
+    for length in shape:
+        if any(type(part) is not list or len(part) != length for part in level):
+            return None
+        level = list(chain.from_iterable(level))
+    return level
 
 
 def _packed(datatype: str, data: list[Any]) -> bytearray:

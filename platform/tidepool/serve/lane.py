@@ -172,7 +172,7 @@ class Lane(GrpcLane):
 
     def _leave(self) -> None:
         self._head = None
-        self._app.leave()
+        self._app.leave(self._key)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone: its request gives up its place."""

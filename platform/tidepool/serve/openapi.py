@@ -114,6 +114,7 @@ _STATUSES = {
     401: "No key, or one that is not known",
     403: "The key does not open this model",
     404: "No such model or version",
+    408: "The request stopped in the middle: the front end waits 10 s for what fits its buffer",
     413: "The body is too large",
     429: "Too many requests are waiting, or the key has asked too often: Retry-After says when to come back",
     499: "The client went away: nobody sees this",
@@ -122,7 +123,7 @@ _STATUSES = {
     507: "The model is larger than the memory of all shared models",
 }
 _GUARDED = (401, 403, 404, 429, 500, 503, 507)
-_ASKED = (400, *_GUARDED, 413, 499)
+_ASKED = (400, *_GUARDED, 408, 413, 499)
 _BINARY: Json = {"schema": {"type": "string", "format": "binary"}}
 _TEXT: Json = {"type": "string"}
 _FLAG: Json = {"type": "boolean"}

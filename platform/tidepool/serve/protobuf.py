@@ -181,11 +181,19 @@ def repository_index(entries: Sequence[Mapping[str, str]]) -> pb.RepositoryIndex
 
 
 def decode_parameters(parameters: Mapping[str, pb.InferParameter]) -> Parameters:
-    """Parameters as plain values; one without a value is left out."""
+    """Parameters as plain values; one without a value is left out.
+
+    Raises:
+        InvalidRequest: one is not a number, or infinite.
+    """
     if not parameters:
         return {}
     chosen = ((name, value, value.WhichOneof("parameter_choice")) for name, value in parameters.items())
-    return {name: getattr(value, choice) for name, value, choice in chosen if choice is not None}
+    plain = {name: getattr(value, choice) for name, value, choice in chosen if choice is not None}
+    for name, value in plain.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InvalidRequest(f"parameter {name} is not a number that JSON has", seen=value, allowed="a finite one")
+    return plain
 
 
 def encode_parameters(parameters: Parameters) -> dict[str, pb.InferParameter]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import math
@@ -51,6 +52,8 @@ OCTETS = (b"content-type", b"application/octet-stream")
 EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 PNG = (b"content-type", b"image/png")
 BINARY_LENGTH = b"inference-header-content-length"
+SPARED = 8
+"""Of the places in a replica, the last one in so many is kept for API keys that have fewer than that."""
 MOST_DIGITS = 15
 """Of a length in bytes."""
 
@@ -78,6 +81,8 @@ class ModelApp:
         self.max_body_bytes, self._max_in_air, self.patience_s = max_body_bytes, max_in_air, patience_s
         self.in_air = 0
         """Requests that were let in and haven't left."""
+        self._held, self._spared = dict[str, int](), max_in_air // SPARED
+        """How many of them each API key has, and places that are kept for those with few."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
@@ -104,18 +109,24 @@ class ModelApp:
             RequestTooLarge: it is longer than allowed.
         """
         key = self._authenticate(headers, verb)
-        if self.in_air >= self._max_in_air:
+        id_ = "" if key is None else key.id
+        held = self._held.get(id_, 0)
+        if self.in_air >= self._max_in_air - (self._spared if id_ and held >= self._spared else 0):
             raise try_later("the replica has its hands full", self.dataplane.backlog_s, seen=f"{self.in_air} requests")
         if length > self.max_body_bytes:
             raise too_large(length, self.max_body_bytes)
         if self._keyring is not None and key is not None and self.dataplane.ready(version):
             self._keyring.charge(key)
         self.in_air += 1
-        return "" if key is None else key.id
+        self._held[id_] = held + 1
+        return id_
 
-    def leave(self) -> None:
-        """A request that was let in has its answer, or won't get one."""
+    def leave(self, key: str) -> None:
+        """A request of this key that was let in has its answer, or won't get one."""
         self.in_air -= 1
+        self._held[key] -= 1
+        if not self._held[key]:
+            del self._held[key]
 
     async def infer(self, headers: Mapping[bytes, bytes], body: Body, version: str | None, key: str) -> Answer:
         """The answer to a request that was let in, a failure included."""
@@ -170,14 +181,14 @@ class ModelApp:
             answering = self.infer(headers, body, version, key)
             return await (unless_gone(answering, receive) if self.dataplane.is_busy else answering)
         finally:
-            self.leave()
+            self.leave(key)
 
     async def _explain(self, headers: Mapping[bytes, bytes], body: Body, version: str | None, key: str) -> Answer:
         request = codecs.decode(body, _json_length(headers))
         async with self.dataplane.held():
             explained = await explaining.explain(self.dataplane, request, version, key)
         if PNG[1] in headers.get(b"accept", b""):
-            return 200, [PNG], explained.picture()
+            return 200, [PNG], await asyncio.to_thread(explained.picture)
         return _encoded(explained.response(self.dataplane.model))
 
     async def _generate(
@@ -199,7 +210,7 @@ class ModelApp:
                 # From here on it is bounded as a generation.
                 return 200, [EVENTS], Held(hold.pop_all(), events)
         finally:
-            self.leave()
+            self.leave(key)
 
     def _ready(self, scope: Scope, version: str | None) -> Answer:
         if scope["method"] not in ("GET", "HEAD"):
@@ -253,7 +264,7 @@ def failed(error: Exception, model: str) -> Answer:
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     if isinstance(error, TryLater):
-        headers.append((b"retry-after", b"%d" % math.ceil(error.retry_after_s)))
+        headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))
     return status, headers, error_body(str(error))
 
 

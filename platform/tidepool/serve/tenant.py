@@ -6,33 +6,50 @@ for a model with replicas of its own. What they have done is remembered when the
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import time
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any
 
 from tidepool.artifact import Artifact
 from tidepool.errors import NotReady, UnknownModel
+from tidepool.serve import protocol
 from tidepool.serve.dataplane import Dataplane, LoadedVersion, load_version
 from tidepool.serve.host import Host
 from tidepool.serve.protocol import InferRequest, InferResponse
+from tidepool.serve.queueing import try_later
 from tidepool.serve.scale import Scale
 from tidepool.serve.shelf import Shelf, too_large
 from tidepool.serve.statistics import Counts
 from tidepool.serve.versions import VersionTable
 from tidepool.spec import ServeSpec
 
+WEIGHED_AGAIN_S = 60.0
+"""A model that was found too large is weighed again after so long: what else happens in the process counts with it."""
+
 
 class Tenant(Dataplane):
     """Answers requests for one model, which is a `Loadable` on a shelf."""
 
-    def __init__(self, model: str, spec: ServeSpec, shelf: Shelf, scale: Scale) -> None:
+    def __init__(
+        self,
+        model: str,
+        spec: ServeSpec,
+        shelf: Shelf,
+        scale: Scale,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         super().__init__(model, int(spec.cache_mb * 1e6))
         self.host = Host(self, spec, self._load_version)
-        self._shelf, self._scale = shelf, scale
+        self._shelf, self._scale, self._clock = shelf, scale, clock
         self._table: VersionTable | None = None
         self._bytes: dict[str, int] = {}
         """What each digest of the table took when it was loaded last."""
+        self._refused: dict[str, tuple[int, float]] = {}
+        """What each that was too large took, and until when that is believed."""
         self._counts: dict[str, Counts] = {}
         """Of each version of the table that was ever loaded."""
 
@@ -41,6 +58,7 @@ class Tenant(Dataplane):
         self._table = table = VersionTable.from_json(value)
         versions, digests = {e.version for e in table.entries}, {e.digest for e in table.entries}
         self._bytes = {digest: size for digest, size in self._bytes.items() if digest in digests}
+        self._refused = {digest: size for digest, size in self._refused.items() if digest in digests}
         self._counts = {version: counts for version, counts in self._counts.items() if version in versions}
         await self._shelf.renew(self)
 
@@ -57,9 +75,26 @@ class Tenant(Dataplane):
         return self._shelf.held(self)
 
     async def infer(self, request: InferRequest, version: str | None = None, key: str = "") -> InferResponse:
-        """As any dataplane; the first request after a pause waits until the model is loaded."""
+        """As any dataplane; the first request after a pause waits until the model is loaded, no longer than it has.
+
+        Raises:
+            TryLater: it isn't loaded when the answer is due.
+        """
+        _, timeout_s = protocol.urgency(request.parameters)
+        if timeout_s and self._lineup is None:
+            protocol.hurry(request, timeout_s - await self._loaded_within(timeout_s))
         async with self.held():
             return await super().infer(request, version, key)
+
+    async def _loaded_within(self, timeout_s: float) -> float:
+        """Wait until the model is loaded; returns how long that took, in seconds."""
+        began = self._clock()
+        await asyncio.sleep(0)  # from here on there is a task, which a time-out needs (see `eager`)
+        try:
+            async with asyncio.timeout(timeout_s), self.held():
+                return self._clock() - began
+        except TimeoutError:
+            raise try_later("the deadline passed while the model was loaded", 1.0, seen=f"{timeout_s:g} s") from None
 
     async def load(self) -> int:
         """Load what the table names; returns the bytes that it takes."""
@@ -110,10 +145,14 @@ class Tenant(Dataplane):
         table = self._table
         others = 0 if table is None or version == table.champion else self._size
         least = artifact.onnx.stat().st_size  # so much it takes at any rate
-        self._check(others + least)
+        refused, until = self._refused.get(artifact.digest, (0, 0.0))
+        self._check(others + max(least, refused if self._clock() < until else 0))
         load = functools.partial(load_version, version, artifact, slo_s, max_waiting)
-        loaded, self._bytes[artifact.digest] = self._scale.weigh(load, least)
-        self._check(others + self._bytes[artifact.digest])
+        loaded, weighed = self._scale.weigh(load, least)
+        if others + weighed > self._shelf.budget:
+            self._refused[artifact.digest] = weighed, self._clock() + WEIGHED_AGAIN_S
+        self._check(others + weighed)
+        self._bytes[artifact.digest] = weighed
         return replace(loaded, counts=self._counts.setdefault(version, loaded.counts))
 
     def _check(self, size: int) -> None:

@@ -178,7 +178,7 @@ class TableKeeper:
                 continue
             try:
                 await asyncio.to_thread(conclude, self._settings, model, one.share, verdict)
-            except TidepoolError as error:
+            except Exception as error:  # whatever it is, it is tried again
                 log.warning("canary %s of %s can't be concluded: %s", one.share.version, model, error)
                 self._watches.reopen(model, one.alias)
             await self.refresh(f"model:{model}")
