@@ -36,9 +36,10 @@ def test_the_guilty_fail_and_everybody_else_is_answered(requests: int, guilty: s
             assert outcome == 2 * number
 
 
-def test_innocents_behind_many_guilty_are_answered() -> None:
-    outcomes = isolate(Engine(set(range(BROKEN_AFTER))), range(2 * BROKEN_AFTER))
-    assert outcomes[BROKEN_AFTER:] == [2 * number for number in range(BROKEN_AFTER, 2 * BROKEN_AFTER)]
+@pytest.mark.parametrize("guilty", [BROKEN_AFTER, BROKEN_AFTER + 1, 2 * BROKEN_AFTER, 4 * BROKEN_AFTER, 63])
+def test_innocents_behind_many_guilty_are_answered(guilty: int) -> None:
+    outcomes = isolate(Engine(set(range(guilty))), range(64))
+    assert outcomes[guilty:] == [2 * number for number in range(guilty, 64)]
 
 
 def test_requests_that_the_recipe_refuses_say_nothing_of_the_engine() -> None:

@@ -144,6 +144,15 @@ def test_after_a_wave_it_goes_by_how_busy_replicas_are_not_by_what_runs_cost_in_
     assert [objective.replicas(vitals, 10 + tick / 5) for tick in range(10)][-1] == replicas
 
 
+def test_a_backlog_after_a_wave_counts_however_idle_replicas_look() -> None:
+    objective = Objective(SLO_S)
+    objective.learn(said(0.0), MOST)
+    for tick in range(50):
+        objective.replicas(said(40.0), tick / 5)
+    vitals = {**said(4.0, late=5.0, replicas=4), "busy": [0.02] * 4}
+    assert [objective.replicas(vitals, 10 + tick / 5) for tick in range(10)][-1] == MOST
+
+
 def test_between_waves_that_come_again_and_again_its_replicas_stay() -> None:
     objective = Objective(SLO_S)
     objective.learn(said(0.0), MOST)

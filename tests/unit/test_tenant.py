@@ -181,7 +181,21 @@ def test_a_request_waits_for_a_load_no_longer_than_it_has(table: Callable[..., d
         with pytest.raises(TryLater, match="while the model was loaded"):
             await tenant.infer(InferRequest(pixels, parameters={"timeout": 1}))
         assert await digit(tenant) == ("1", 1)
-        answer = await tenant.infer(InferRequest(pixels, parameters={"timeout": 60_000_000}))
-        assert answer.version == "1"
+
+    run(story)
+
+
+def test_a_model_that_was_loaded_in_time_stays_for_its_request(table: Callable[..., dict[str, Any]]) -> None:
+    async def story() -> None:
+        house = House(room=1.5)
+        one, two = house.tenant("one"), house.tenant("two")
+        await one.apply(table(1))
+        await two.apply(table(2))
+        pixels = {"image": np.zeros((1, 64), np.float32)}
+        async with one.held():  # so that there is no room for both
+            answer = await two.infer(InferRequest(pixels, parameters={"timeout": 9_000_000}))
+            assert answer.version == "2"
+        counts = house.shelf.statistics(two)
+        assert (counts["loads"], counts["hits"]) == (1, 0)
 
     run(story)

@@ -13,11 +13,12 @@ METRICS_PORT, STATISTICS_PORT = 9101, 8404
 """Serve's own choice: ports of a machine that has one cluster."""
 INFERENCE = "/inference.GRPCInferenceService/"
 """How the path of a call of the Open Inference Protocol begins; the model's name is field 1 of its message."""
-PIPE, PIPES = 512 << 10, 100
+PIPE, PIPES = 512 << 10, 60
 """Bytes of a pipe by which the kernel passes on what doesn't fit HAProxy's buffer, and how many pipes at most: a user
-may have 64 MiB in them. Where none is left, HAProxy copies."""
+may have 64 MiB in them, and for a while two HAProxys run. Where none is left, HAProxy copies."""
 UNSENT = 425_984
-"""Bytes that may be on the way to a replica: as many as Linux allows by itself, twice as many as a socket has."""
+"""Bytes that may be on the way to a replica: as many as Linux allows by itself, twice as many as a socket has. Where
+replicas are on other machines TCP finds its own measure."""
 
 SCRIPT = r"""#!/bin/sh
 for argument; do
@@ -28,7 +29,7 @@ shared=$(sed -n 's/^ *acl is_\(.*\) req.hdr(application) -m str _shared$/\1/p' "
 gateway=$(sed -n 's/^ *acl is_\(.*\) req.hdr(application) -m str gateway$/\1/p' "$config")
 sed -i -e 's/bind :@METRICS@$/bind 127.0.0.1:@METRICS@/' \
     -e 's/bind \*:@STATS@$/bind 127.0.0.1:@STATS@/' \
-    -e 's/^    tune.bufsize .*/&\n    tune.pipesize @PIPE@\n    maxpipes @PIPES@\n    tune.sndbuf.server @UNSENT@/' \
+    -e 's/^    tune.bufsize .*/&\n    tune.pipesize @PIPE@\n    maxpipes @PIPES@/' \
     -e 's/^    option httplog$/&\n    option dontlog-normal/' \
     -e 's#^\( *errorfile 50[234]\) .*#\1 @UNAVAILABLE@#' \
     -e '/^frontend http_frontend/,/^ *bind/s#^ *bind .*#&\
@@ -42,9 +43,10 @@ sed -i -e 's/bind :@METRICS@$/bind 127.0.0.1:@METRICS@/' \
     http-request set-header application %[req.body,bytes(5),protobuf(1)] if names_a_model !is_routed !is_compressed' \
     "$config"
 sockets=$(dirname "${@CONTROL@:-@CONTROL_DEFAULT@}")/@FOLDER@
-[ -O "$sockets" ] && [ ! -L "$sockets" ] || sockets=/nowhere
+[ -n "$(find "$sockets" -prune -type d -user "$(id -u)" ! -perm /077 2> /dev/null)" ] || sockets=/nowhere
+[ -r /proc/net/unix ] && unix=/proc/net/unix || unix=/dev/null
 awk -v gateway="$gateway" -v sockets="$sockets" '
-    FILENAME == "/proc/net/unix" { if ($4 == "00010000") listens[$8]; next }
+    FILENAME ~ /unix$/ { if ($4 == "00010000") listens[$8]; next }
     $1 == "server" && (path = sockets "/" $3) in listens {
         at = index($0, $3)
         $0 = substr($0, 1, at - 1) "unix@" path substr($0, at + length($3))
@@ -61,8 +63,10 @@ awk -v gateway="$gateway" -v sockets="$sockets" '
         if (name in spare) added = added "    server " spare[name] " backup\n"
     }
     { print }
-    END { printf "%s", added }' /proc/net/unix pass=1 "$config" pass=2 "$config" > "$config.new" \
+    END { printf "%s", added }' "$unix" pass=1 "$config" pass=2 "$config" > "$config.new" \
     && mv "$config.new" "$config"
+grep '^ *server ' "$config" | grep -qv -e ' unix@' -e ' 127\.0\.0\.1:' \
+    || sed -i -e 's/^    maxpipes .*/&\n    tune.sndbuf.server @UNSENT@/' "$config"
 grpc='default_backend default_grpc_backend$'
 [ -n "$shared" ] && sed -i -e "s/^ *$grpc/    use_backend $shared if is_routed\n&/" "$config"
 [ -n "$gateway" ] && sed -i -e "s/$grpc/default_backend $gateway/" "$config"

@@ -161,7 +161,7 @@ class Batcher:
         began = self._clock()
         try:
             outputs = self._call(inputs)
-        except BaseException as raised:
+        except (SystemExit, KeyboardInterrupt, StopIteration) as raised:
             raise presentable(raised) from None
         self.costs.glance(size, began, self._clock)
         return outputs

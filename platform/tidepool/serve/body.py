@@ -82,7 +82,8 @@ def unpack(body: bytes, encoding: bytes | None, limit: int) -> bytes:
         rest = unpacker.unused_data
         if not rest:
             return unpacked
-    raise InvalidRequest("bytes are left over after the packed body", seen=len(rest), allowed=0)
+    allowed = f"{MEMBERS[name]} packed pieces"
+    raise InvalidRequest("bytes are left over after the packed body", seen=len(rest), allowed=allowed)
 
 
 def too_large(size: int, limit: int) -> RequestTooLarge:

@@ -33,8 +33,10 @@ class Intake(asyncio.BufferedProtocol):
         """So many bytes have come."""
         self._room = self._room[nbytes:]
         if not self._room:
+            full = self._full
+            del self._full, self._room  # uvloop's transport keeps this object until it gets another of its kind
             self._transport.set_protocol(self._owner)
-            self._full()
+            full()
 
     def eof_received(self) -> bool | None:
         """The client sends no more."""

@@ -25,14 +25,16 @@ def isolate(
     """
     outcomes: list[Answer | Exception] = [RuntimeError("not run")] * len(requests)
     parts = [(0, len(requests))] if requests else []
-    alone, succeeded = 0, False
+    alone, succeeded, tried_last = 0, False, False
     while parts:
         start, end = parts.pop()
         if alone > BROKEN_AFTER and not succeeded:
             outcomes[start:end] = [RuntimeError("the engine failed for all that were tried")] * (end - start)
             continue
-        if alone == BROKEN_AFTER and not succeeded and end - start > 1:
-            parts += [(start, end - 1), (end - 1, end)]
+        if alone == BROKEN_AFTER and not (succeeded or tried_last):
+            tried_last = True
+            (first, last), *others = [*parts, (start, end)]  # the end of the batch is at the bottom
+            parts = [*([(first, last - 1)] if last - first > 1 else []), *others, (last - 1, last)]
             continue
         try:
             outcomes[start:end] = run(requests[start:end])

@@ -31,8 +31,10 @@ def from_json(name: str, datatype: str, shape: tuple[int, ...], data: object) ->
         raise InvalidRequest(f"input {name}: FP16 has no JSON form", remedy="send it as a raw tensor")
     if not isinstance(data, list):
         raise InvalidRequest(f"the data of input {name} is not a list", seen=type(data).__name__)
-    flat = data if len(data) == math.prod(shape) else _flat(data, shape)
-    if datatype in _FORMATS and flat is not None:
+    flat = None
+    if datatype in _FORMATS:
+        flat = data if len(data) == math.prod(shape) else _flat(data, shape)
+    if flat is not None:
         try:
             return np.frombuffer(_packed(datatype, flat), dtype).reshape(shape)
         except (struct.error, OverflowError, TypeError):

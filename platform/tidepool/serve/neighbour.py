@@ -28,10 +28,8 @@ class Neighbour(uvicorn.Server):
                 await self._listen(given.getsockname()[1])
 
     async def _listen(self, port: int) -> None:
-        import ray
-
         try:
-            listening = sockets.listen(sockets.folder(), ray.util.get_node_ip_address(), port)
+            listening = sockets.listen(sockets.folder(), port)
         except OSError as error:
             log.info("no Unix socket beside port %d: %s", port, error)
             return

@@ -80,7 +80,7 @@ class Objective:
             rates, smoothing = past, RETURNING
         elif max(busy, default=0.0) < IDLE:  # else they may ask less because they wait for answers
             since = since_the_fall(rates, now - int(now))
-            if busy and len(since) < len(rates):
+            if busy and not beyond and len(since) < len(rates):
                 most = max(1, math.ceil(sum(busy) / CALM))
             rates = since
         backlog = beyond * self._slo_s * staffing.throughput

@@ -81,8 +81,7 @@ class ModelApp:
         self.max_body_bytes, self._max_in_air, self.patience_s = max_body_bytes, max_in_air, patience_s
         self.in_air = 0
         """Requests that were let in and haven't left."""
-        self._held, self._spared = dict[str, int](), max_in_air // SPARED
-        """How many of them each API key has, and places that are kept for those with few."""
+        self._held, self._spared = dict[str, int](), max_in_air // SPARED  # by each API key; for those with few
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
@@ -111,8 +110,9 @@ class ModelApp:
         key = self._authenticate(headers, verb)
         id_ = "" if key is None else key.id
         held = self._held.get(id_, 0)
-        if self.in_air >= self._max_in_air - (self._spared if id_ and held >= self._spared else 0):
-            raise try_later("the replica has its hands full", self.dataplane.backlog_s, seen=f"{self.in_air} requests")
+        most = self._max_in_air - (self._spared if id_ and held >= self._spared else 0)
+        if self.in_air >= most:
+            raise try_later("the replica has its hands full", self.dataplane.backlog_s, seen=self.in_air, allowed=most)
         if length > self.max_body_bytes:
             raise too_large(length, self.max_body_bytes)
         if self._keyring is not None and key is not None and self.dataplane.ready(version):

@@ -126,6 +126,11 @@ class Shelf:
         if place is not None and place.bytes:
             self._remove(thing, place)
 
+    def has(self, thing: Loadable) -> bool:
+        """Whether a thing is here, whole."""
+        place = self._places.get(thing)
+        return place is not None and place.bytes > 0
+
     def statistics(self, thing: Loadable) -> dict[str, Any]:
         """What was done with a thing."""
         return self._places.get(thing, Place()).to_json()

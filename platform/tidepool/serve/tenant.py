@@ -7,6 +7,7 @@ for a model with replicas of its own. What they have done is remembered when the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import time
 from collections.abc import Callable
@@ -81,20 +82,23 @@ class Tenant(Dataplane):
             TryLater: it isn't loaded when the answer is due.
         """
         _, timeout_s = protocol.urgency(request.parameters)
-        if timeout_s and self._lineup is None:
-            protocol.hurry(request, timeout_s - await self._loaded_within(timeout_s))
-        async with self.held():
+        async with contextlib.AsyncExitStack() as hold:
+            if timeout_s and not self._shelf.has(self):
+                protocol.hurry(request, timeout_s - await self._enter_within(timeout_s, hold))
+            else:
+                await hold.enter_async_context(self.held())
             return await super().infer(request, version, key)
 
-    async def _loaded_within(self, timeout_s: float) -> float:
-        """Wait until the model is loaded; returns how long that took, in seconds."""
+    async def _enter_within(self, timeout_s: float, hold: contextlib.AsyncExitStack) -> float:
+        """Hold the model once it is loaded; returns how long that took, in seconds."""
         began = self._clock()
         await asyncio.sleep(0)  # from here on there is a task, which a time-out needs (see `eager`)
         try:
-            async with asyncio.timeout(timeout_s), self.held():
-                return self._clock() - began
+            async with asyncio.timeout(timeout_s):
+                await hold.enter_async_context(self.held())
         except TimeoutError:
             raise try_later("the deadline passed while the model was loaded", 1.0, seen=f"{timeout_s:g} s") from None
+        return self._clock() - began
 
     async def load(self) -> int:
         """Load what the table names; returns the bytes that it takes."""
