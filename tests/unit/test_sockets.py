@@ -76,14 +76,11 @@ def test_serve_calls_the_replicas_of_haproxys_own_machine_as_their_sockets_are_c
     from ray.serve._private.haproxy import HAProxyManager
     from ray.serve.schema import Target
 
-    manager = SimpleNamespace(_node_ip_address="10.0.0.5")
-    names = [
-        f"{server.host}:{server.port}"
-        for server in (
-            HAProxyManager._target_to_server(manager, Target(ip=ip, port=1, instance_id="i", name="n"))  # type: ignore[arg-type]
-            for ip in ("10.0.0.5", "10.0.0.6")
-        )
-    ]
+    to_server = HAProxyManager.__ray_metadata__.modified_class._target_to_server
+    manager = SimpleNamespace(_node_ip_address="10.0.0.5", _generate_server_name=lambda target: target.name)
+    about = {"port": 1, "instance_id": "i", "name": "n"}
+    targets = [Target(**{**about, "ip": ip}) for ip in ("10.0.0.5", "10.0.0.6")]
+    names = [f"{server.host}:{server.port}" for server in (to_server(manager, target) for target in targets)]
     assert names == [f"{sockets.LOCALHOST}:1", "10.0.0.6:1"]
 
 
