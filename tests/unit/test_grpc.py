@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -18,7 +19,17 @@ from tidepool.serve import protobuf, triton
 from tidepool.serve._pb2 import open_inference_pb2 as pb
 from tidepool.serve.auth import Key, Keyring, digest
 from tidepool.serve.dataplane import Dataplane, Lineup, load_version
-from tidepool.serve.grpc import CALLS, CODES, SERVICE, Servicer, add_to_server, code_of
+from tidepool.serve.grpc import (
+    _ANSWERING,
+    CALLS,
+    CODES,
+    GRACE_S,
+    SERVICE,
+    Servicer,
+    add_to_server,
+    answer_with,
+    code_of,
+)
 from tidepool.serve.limits import Limit
 from tidepool.serve.protocol import InferRequest, InferResponse
 from tidepool.serve.reception import Reception
@@ -250,6 +261,28 @@ def test_every_request_error_has_a_code_of_its_own_kind() -> None:
     assert grpc.StatusCode.INTERNAL not in codes.values()
     assert code_of(errors.DataError("x")) == grpc.StatusCode.INTERNAL
     assert CODES[errors.Overloaded] == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_a_replicas_server_waits_for_a_connection_that_stays_no_longer_than_a_moment(dataplane: Dataplane) -> None:
+    waited: list[float | None] = []
+
+    class Server:
+        def __getattr__(self, name: str) -> Callable[..., None]:
+            return lambda *_: None
+
+        async def stop(self, grace: float | None = None) -> None:
+            waited.append(grace)
+
+    before = list(_ANSWERING)
+    answer_with(SimpleNamespace(), Servicer(dataplane, None, LIMIT))
+    try:
+        server = Server()
+        add_to_server(None, server)
+    finally:
+        _ANSWERING[:] = before
+    for grace in (3.0, 0.1, None):
+        asyncio.run(server.stop(grace))
+    assert waited == [GRACE_S, 0.1, None]
 
 
 class Failing(Dataplane):

@@ -31,7 +31,7 @@ SERVING = {
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # Four times HAProxy's own: tensors pass in fewer pieces, and what fits is sent again if its replica dies.
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(64 << 10),
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1.5",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # Ray starts workers at 15, so that the head's processes go first: replicas would wait for every other process.
     "RAY_worker_niceness": "0",

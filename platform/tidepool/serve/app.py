@@ -53,7 +53,7 @@ def application(spec: Spec) -> Application:
             "metrics_interval_s": 0.2,
             "look_back_period_s": 0.5,
             "upscale_delay_s": 0.0,
-            "downscale_delay_s": 1.0,  # the policy itself tells a fall from a fluctuation
+            "downscale_delay_s": 0.5,  # the policy itself tells a fall from a fluctuation
             "downscale_to_zero_delay_s": 10.0,
             "policy": autoscale.policy(resource, spec.serve.num_cpus, spec.pool.priority, spec.serve.slo_p99_ms),
         }
