@@ -50,6 +50,40 @@ def encoder(path: Path) -> None:
     graph.write(path, ("tokens", np.int64, [TOKENS]), ("embedding", [WIDTH]))
 
 
+def torch_encoder(seed: int = 0) -> Any:
+    """The same as `encoder` in torch, with other random weights: what a GPU runs."""
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads, self.merge = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+            self.inner = nn.Sequential(nn.Linear(WIDTH, INNER), nn.GELU(), nn.Linear(INNER, WIDTH))
+            self.attended, self.done = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+
+        def forward(self, state: torch.Tensor) -> torch.Tensor:
+            query, key, value = self.heads(state).unflatten(2, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+            seen = functional.scaled_dot_product_attention(query, key, value)
+            state = self.attended(state + self.merge(seen.transpose(1, 2).flatten(2)))
+            done: torch.Tensor = self.done(state + self.inner(state))
+            return done
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.places = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(TOKENS, WIDTH)
+            self.norm, self.layers = nn.LayerNorm(WIDTH), nn.Sequential(*(Layer() for _ in range(LAYERS)))
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            mean: torch.Tensor = self.layers(self.norm(self.words(tokens) + self.places.weight)).mean(dim=1)
+            return mean
+
+    torch.manual_seed(seed)
+    return Encoder().eval()
+
+
 def pool(path: Path) -> None:
     """A picture of 3 x 224 x 224, the mean of each channel, scores of ten classes: next to no work, much to carry."""
     graph = _Graph()

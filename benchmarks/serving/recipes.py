@@ -69,6 +69,11 @@ class Encoder(Served):
     predictions = (TensorSpec("embedding", "FP32", (-1, networks.WIDTH)),)
     signature = Signature(inputs=features, outputs=predictions)
 
+    def network(self) -> torch.nn.Module:
+        """For a GPU."""
+        made: torch.nn.Module = networks.torch_encoder()
+        return made
+
 
 class Pool(Served):
     """Scores of a picture."""

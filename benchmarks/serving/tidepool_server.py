@@ -52,10 +52,15 @@ class Cluster:
         return Server(self.port, f"/v2/models/{name}/infer", message, self.mark)
 
     def register(
-        self, workload: Workload, name: str = NAME, write: Callable[[Path], None] | None = None, **serve: Any
+        self,
+        workload: Workload,
+        name: str = NAME,
+        write: Callable[[Path], None] | None = None,
+        weights: bytes = b"",
+        **serve: Any,
     ) -> Row:
         """Register the workload's network, or what `write` writes, as the next version; returns what it is expected
-        to answer. `serve` is its spec's section of that name.
+        to answer. `weights`: for torch, a safetensors file. `serve` is its spec's section of that name.
         """
         recipe = f"recipes:{workload.recipe}"
         served = {"num_replicas": 1, "num_cpus": 1, **serve}
@@ -64,7 +69,7 @@ class Cluster:
         uri = tempfile.mkdtemp(dir=self.home) + "/artifact"
         with make(uri, signature=load_recipe(recipe).signature, lineage={"spec": spec}) as building:
             (write or workload.write)(building / ONNX)
-            (building / WEIGHTS).write_bytes(b"")
+            (building / WEIGHTS).write_bytes(weights)
             (building / GOLDEN).write_bytes(b"")
             expected = workload.expected(building / ONNX)
         self.registry.register(open_artifact(uri))

@@ -82,6 +82,23 @@ def test_free_axes_take_any_length_and_tensors_bear_the_recipes_names(tmp_path: 
     assert [p.shape for p in open_onnx(path)([np.ones((3, 40), np.int64)])] == [(3, 3), (3, 16)]
 
 
+@pytest.mark.parametrize("name", ["embedding", "mean", "tokens.1"])
+def test_a_prediction_may_have_the_name_of_an_operator(tmp_path: Path, name: str) -> None:
+    class Embedded(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = torch.nn.Embedding(50, 4)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            mean: torch.Tensor = self.words(tokens).mean(dim=1) + 1
+            return mean
+
+    shapes = Shapes((TensorSpec("tokens", "INT64", (-1, 6)),), (TensorSpec(name, "FP32", (-1, 4)),))
+    tokens = np.arange(12).reshape(2, 6)
+    write_onnx(Embedded().eval(), shapes, [tokens], tmp_path / "x.onnx")  # type: ignore[arg-type]
+    assert open_onnx(tmp_path / "x.onnx")([tokens])[0].shape == (2, 4)
+
+
 def test_an_onnx_file_says_nothing_about_the_machine_it_was_made_on(tmp_path: Path) -> None:
     content = text(tmp_path)[0].read_bytes()
     assert str(Path(sys.prefix)).encode() not in content

@@ -56,6 +56,7 @@ def write_onnx(network: torch.nn.Module, recipe: Recipe, sample: Sequence[npt.ND
                 verbose=False,
             )
             assert program is not None  # dynamo=True always gives one
+            _rename_insides(program.model.graph)
             model = program.model_proto
         _strip(model)
         onnx.checker.check_model(model, full_check=True)
@@ -114,6 +115,15 @@ def _compare(network: torch.nn.Module, path: Path, features: Arrays) -> None:
                 allowed=f"shape {ours.shape}, {RELATIVE:g} relative plus {ABSOLUTE:g}",
                 remedy="check the network for randomness and for branches on shapes",
             )
+
+
+def _rename_insides(graph: Any) -> None:
+    """Leave the names of the inputs and outputs to them: values inside have those of operators, as "embedding"."""
+    taken = {value.name for value in (*graph.inputs, *graph.outputs)}
+    for node in graph.all_nodes():
+        for value in node.outputs:
+            if value.name in taken and not value.is_graph_output():
+                value.name = f"{value.name}.inside"
 
 
 def _strip(model: onnx.ModelProto) -> None:

@@ -30,7 +30,6 @@ def application(spec: Spec) -> Application:
     from ray import serve
 
     low, high = spec.serve.num_replicas
-    # The engine runs on CPU; a spec that names an accelerator has its replicas hold one all the same.
     resource = "CPU" if spec.serve.accelerator == "auto" else spec.serve.accelerator
     options: dict[str, Any] = {
         "name": "Model",

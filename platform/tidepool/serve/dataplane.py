@@ -21,7 +21,7 @@ from tidepool.serve import protocol
 from tidepool.serve.batching import MAX_WAITING, Batcher
 from tidepool.serve.cache import Cache, cache_key
 from tidepool.serve.costs import calibrate
-from tidepool.serve.engine import OnnxEngine
+from tidepool.serve.engine import OnnxEngine, open_engine
 from tidepool.serve.generating import Generating, Generation, Pieces, Prompt
 from tidepool.serve.protocol import InferRequest, InferResponse, Parameters, Tensors
 from tidepool.serve.stacking import Stacking
@@ -48,20 +48,25 @@ class LoadedVersion:
     counts: Counts = field(default_factory=Counts)
     generate: Callable[[str, Parameters], Generator[str, None, None]] | None = None
     """Text that goes on from a text, step by step, of recipes that generate."""
+    backend: str = OnnxEngine.backend
+    """What answers, in the words of `engine.Engine`."""
 
 
-def load_version(version: str, artifact: Artifact, slo_s: float = 0.1, max_waiting: int = MAX_WAITING) -> LoadedVersion:
+def load_version(
+    version: str, artifact: Artifact, slo_s: float = 0.1, max_waiting: int = MAX_WAITING, accelerator: str = "CPU"
+) -> LoadedVersion:
     """Bring an artifact into memory and answer batches of growing size with it, so that the first client meets a warm
     one whose costs are known. `slo_s`: seconds within which 99 of 100 requests are to be answered.
-    `max_waiting`: requests that may wait for others; at least one may.
+    `max_waiting`: requests that may wait for others; at least one may. `accelerator`: what this replica holds.
     """
-    recipe, preprocessing, engine = artifact.recipe(), artifact.preprocessing(), OnnxEngine(artifact.onnx)
+    recipe, preprocessing, engine = artifact.recipe(), artifact.preprocessing(), open_engine(artifact, accelerator)
     signature, run = artifact.signature, functools.partial(answer, recipe, preprocessing, engine)
     run(protocol.zeros(signature, 1))
     batcher = Batcher(run, Stacking(signature.inputs), slo_s, max_requests=max(1, max_waiting))
     calibrate(batcher.costs, lambda rows: run(protocol.zeros(signature, rows)), WARM_UP_ROWS, slo_s / 4)
     generate = functools.partial(recipe.generate, preprocessing, engine) if isinstance(recipe, Generates) else None
-    return LoadedVersion(version, artifact.digest, signature, run, batcher, generate=generate)
+    counts, backend = Counts(), engine.backend
+    return LoadedVersion(version, artifact.digest, signature, run, batcher, counts, generate, backend)
 
 
 @dataclass(frozen=True)
@@ -244,7 +249,7 @@ class Dataplane:
         return {
             "name": self.model,
             "versions": list(self.lineup.versions),
-            "platform": protocol.PLATFORM,
+            "platform": chosen.backend,
             **{side: tensors[side] for side in ("inputs", "outputs")},
             "parameters": {"version": chosen.version, "digest": chosen.digest},
         }

@@ -1,4 +1,4 @@
-"""Runs a network: ONNX Runtime, one session a version."""
+"""Runs a network: ONNX Runtime on CPU, torch on a GPU; one engine a version."""
 
 from __future__ import annotations
 
@@ -8,19 +8,53 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
+from tidepool.artifact import Artifact
 from tidepool.errors import StorageError
 
 Arrays = list[npt.NDArray[Any]]
 
+GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""One of them is where a GPU can be used: NVIDIA's, AMD's, or either's under Windows."""
+
 
 class Engine(Protocol):
-    """Features in the recipe's order to predictions in the recipe's order; axis 0 counts the rows."""
+    """Features in the recipe's order to predictions in the recipe's order; axis 0 counts the rows.
+
+    Calls may come from several threads.
+    """
+
+    backend: str
+    """What it is in a model's metadata."""
 
     def __call__(self, features: Sequence[npt.NDArray[Any]]) -> Arrays: ...
 
 
+def open_engine(artifact: Artifact, accelerator: str = "CPU") -> Engine:
+    """The engine for a replica that holds `accelerator`, a name as in `serve.accelerator`.
+
+    A real GPU runs the network as it was trained and pruned; everything else, logical GPUs among it, runs the ONNX
+    model on CPU.
+
+    Raises:
+        ClusterError: torch can't use the GPU that there is.
+        StorageError: the model can't be loaded.
+    """
+    if accelerator == "GPU" and has_gpu():
+        from tidepool.serve.torchengine import TorchEngine
+
+        return TorchEngine(artifact.recipe(), artifact.weights, "cuda")
+    return OnnxEngine(artifact.onnx)
+
+
+def has_gpu() -> bool:
+    """Whether this machine has a real one. Neither torch nor Ray is asked: that would take as long as a start."""
+    return any(Path(file).exists() for file in GPU_FILES)
+
+
 class OnnxEngine:
-    """ONNX Runtime on CPU. `threads` threads work on one call; calls may come from several threads."""
+    """ONNX Runtime on CPU. `threads` threads work on one call."""
+
+    backend = "tidepool_onnx"
 
     def __init__(self, model: Path, threads: int = 1) -> None:
         import onnxruntime as ort

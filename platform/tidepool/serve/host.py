@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import sys
 from collections.abc import Callable, Mapping
@@ -20,11 +21,10 @@ log = logging.getLogger(__name__)
 class Host:
     """Of one model, in one replica."""
 
-    def __init__(
-        self, dataplane: Dataplane, spec: ServeSpec, load: Callable[..., LoadedVersion] = load_version
-    ) -> None:
+    def __init__(self, dataplane: Dataplane, spec: ServeSpec, load: Callable[..., LoadedVersion] | None = None) -> None:
         """`load` is called as `load_version` is."""
-        self._dataplane, self._load_version = dataplane, load
+        self._dataplane = dataplane
+        self._load_version = load or functools.partial(load_version, accelerator=spec.accelerator)
         self.traffic = TrafficControl(dataplane.model, spec, Settings())
         self.slo_s = spec.slo_p99_ms / 1e3
         self.max_waiting = spec.max_queued_requests if spec.max_queued_requests >= 0 else sys.maxsize

@@ -16,7 +16,6 @@ from tidepool.errors import InvalidRequest
 from tidepool.recipe import Signature, TensorSpec
 
 SERVER_NAME = "tidepool"
-PLATFORM = "tidepool_onnx"
 MOST_PRIORITY = 100
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "schedule_policy", "statistics")
 OF_HTTP = ("binary_tensor_data",)

@@ -17,6 +17,7 @@ from tidepool.cluster import loopback
 from tidepool.serve.standby import NAMESPACE, note, signature
 
 NEEDED = ("tidepool.serve.app", "ray.serve._private.replica", "onnxruntime")
+NEEDED_ON_GPUS = ("tidepool.serve.torchengine",)
 
 
 def warm() -> None:
@@ -30,7 +31,9 @@ def warm() -> None:
     internal_kv._internal_kv_put(signature(node_id, os.getpid()), b"", namespace=NAMESPACE)
     if loopback.is_wanted():
         loopback.bind_replicas()  # Ray's own call of it comes after the imports, which take the names as they are
-    for name in NEEDED:
+    from tidepool.serve.engine import has_gpu
+
+    for name in (*NEEDED, *(NEEDED_ON_GPUS if has_gpu() else ())):
         importlib.import_module(name)
 
 
