@@ -115,7 +115,7 @@ def _inputs(artifact: Artifact, request: Path | None) -> Tensors:
         InvalidRequest: the request isn't one for this model.
         SpecError: it can't be read.
     """
-    from tidepool.errors import SpecError
+    from tidepool.errors import InvalidRequest, SpecError
     from tidepool.serve import codecs, protocol
 
     if request is None:
@@ -124,6 +124,8 @@ def _inputs(artifact: Artifact, request: Path | None) -> Tensors:
         inputs = codecs.decode(request.read_bytes()).inputs
     except OSError as error:
         raise SpecError("the request can't be read", seen=f"{request}: {error.strerror}") from None
+    except InvalidRequest as error:
+        raise protocol.plainer(error, artifact.signature) from None
     protocol.check_inputs(artifact.signature, inputs)
     return inputs
 
