@@ -8,6 +8,7 @@ import typer
 
 from tidepool.cli.announce import announce
 from tidepool.cli.output import JSON, as_json, table, when
+from tidepool.telemetry import sizes
 
 if TYPE_CHECKING:
     from tidepool.registry.client import Registry
@@ -42,7 +43,7 @@ def models(
             version.version,
             ", ".join(_with_share(model, alias) for alias in version.aliases),
             " ".join(f"{metric} {value:.4g}" for metric, value in sorted(version.metrics.items())),
-            f"{version.bytes / 1024:.1f} KiB",
+            sizes.shown(version.bytes),
             version.digest[:12],
             when(version.created_at),
         ]
