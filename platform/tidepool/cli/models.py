@@ -60,12 +60,15 @@ def promote(
     json: bool = JSON,
 ) -> None:
     """Set an alias, `champion` by default, to a version; replicas answer with it at once."""
-    promoted = registry().promote(name, version, alias)
+    here = registry()
+    was_it = here.model(name).aliases.get(alias) == version
+    promoted = here.promote(name, version, alias)
     if json:
         as_json(promoted.to_json())
     else:
-        print(f"{name}@{alias} is version {version}")
-    announce(name)
+        print(f"{name}@{alias} is version {version}" + (" already; nothing has changed" if was_it else ""))
+    if not was_it:
+        announce(name)
 
 
 def rollback(name: str = typer.Argument(help="The registered model."), alias: str = ALIAS, json: bool = JSON) -> None:
