@@ -52,7 +52,8 @@ def override(document: dict[str, Any], text: str) -> None:
     for parent in parents:
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
-            raise SpecError(f"{key} can't be set: {parent} is not a section", seen=text)
+            remedy = f"set {parent} itself, or see `tidepool schema`"
+            raise SpecError(f"{key} can't be set: {parent} is not a section", seen=text, remedy=remedy)
     try:
         section[leaf] = yaml.load(value, _Loader)
     except yaml.YAMLError:

@@ -228,7 +228,8 @@ def load_recipe(path: str, params: Mapping[str, Any] | None = None) -> Recipe:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if not f"{module_name}.".startswith(f"{error.name}."):
-            raise RecipeError(f"{module_name} needs a package that is missing", seen=error.name or error) from error
+            seen, remedy = error.name or error, "install it where jobs and replicas run"
+            raise RecipeError(f"{module_name} needs a package that is missing", seen=seen, remedy=remedy) from error
         raise RecipeError(
             "no such recipe module",
             seen=path,

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from tidepool.artifact import open_artifact
 from tidepool.cli.announce import answering
-from tidepool.cli.cluster import next_step
+from tidepool.cli.cluster import next_step, undeployed
 from tidepool.cluster.environment import ELSEWHERE
 from tidepool.errors import ClusterError
 from tidepool.evaluate.gate import compared
+from tidepool.registry.client import Registry
+from tidepool.settings import Settings
 
 
 class Front(BaseHTTPRequestHandler):
@@ -59,6 +63,20 @@ def test_what_a_new_champion_changes_is_said_of_every_metric_in_common() -> None
     said = compared({"accuracy": 0.9722, "f1": 0.9, "auc": 1.0}, {"accuracy": 0.975, "f1": 0.9, "loss": 0.1})
     assert said == "accuracy 0.9722, was 0.975 (-0.0028); f1 0.9 as before"
     assert compared({"accuracy": 1.0}, {}) == "no metric in common"
+
+
+def test_champions_that_are_not_in_service_could_be_deployed(front: int, make_artifact: Callable[..., Path]) -> None:
+    assert undeployed(front) == []
+    settings = Settings()
+    here = Registry(settings.registry, settings.storage("artifacts"))
+    for name in ("digits", "iris", "unproven"):
+        here.register(open_artifact(str(make_artifact(name=name))))
+    for name in ("digits", "iris"):
+        here.promote(name, 1)
+    assert undeployed(front) == ["iris"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        assert undeployed(probe.getsockname()[1]) == []
 
 
 def test_what_could_be_deployed_is_what_to_do_next() -> None:

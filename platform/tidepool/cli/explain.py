@@ -123,7 +123,8 @@ def _inputs(artifact: Artifact, request: Path | None) -> Tensors:
     try:
         inputs = codecs.decode(request.read_bytes()).inputs
     except OSError as error:
-        raise SpecError("the request can't be read", seen=f"{request}: {error.strerror}") from None
+        remedy = "give a file with a request's JSON, or none for a golden row"
+        raise SpecError("the request can't be read", seen=f"{request}: {error.strerror}", remedy=remedy) from None
     except InvalidRequest as error:
         raise protocol.plainer(error, artifact.signature) from None
     protocol.check_inputs(artifact.signature, inputs)

@@ -28,12 +28,12 @@ def models(
     json: bool = JSON,
 ) -> None:
     """List registered models with their versions, aliases and metrics."""
-    from tidepool.errors import ModelNotFound
+    from tidepool.registry.entities import no_such_model
 
     registered = registry().models()
     shown = [model for model in registered if name in (None, model.name)]
     if name is not None and not shown:
-        raise ModelNotFound("no such model", seen=name, allowed=", ".join(m.name for m in registered) or "none exist")
+        raise no_such_model(name, [model.name for model in registered])
     if json:
         as_json([model.to_json() for model in shown])
         return

@@ -79,7 +79,8 @@ class KeyFile:
         except FileNotFoundError:
             return []
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SpecError) as error:
-            raise StorageError("the keys file can't be read", seen=f"{self._path}: {error}") from error
+            remedy = "put a good copy there, or remove it and make new keys"
+            raise StorageError("the keys file can't be read", seen=f"{self._path}: {error}", remedy=remedy) from error
 
     def create(
         self,
@@ -117,7 +118,10 @@ class KeyFile:
             keys = self.load()
             found = [key for key in keys if key.id == id_]
             if not found:
-                raise SpecError("no such key", seen=id_, allowed=", ".join(key.id for key in keys) or "none exist")
+                allowed = ", ".join(key.id for key in keys) or "none exist"
+                raise SpecError(
+                    "no such key", seen=id_, allowed=allowed, remedy="`tidepool keys list` shows whose they are"
+                )
             self._write([key for key in keys if key.id != id_])
         return found[0]
 
