@@ -192,7 +192,8 @@ class Recipe(ABC):
 
     def builtin(self, name: str) -> pa.Table:
         """The rows of `data.source: "builtin:<name>"`."""
-        raise RecipeError(f"{type(self).__name__} has no built-in data", seen=f"builtin:{name}")
+        remedy = "give the recipe a method builtin, or name files in data.source"
+        raise RecipeError(f"{type(self).__name__} has no built-in data", seen=f"builtin:{name}", remedy=remedy)
 
     @abstractmethod
     def network(self) -> torch.nn.Module:

@@ -13,7 +13,10 @@ PORT_IN_TEXT = re.compile(r"(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1\]):\d\d+"
 WAITERS = ("wait", "slow")
 """Functions whose names begin so may sleep: those that poll with a deadline, and stand-ins that are slow on purpose."""
 
-ADVISERS = tuple(f"platform/tidepool/{folder}/" for folder in ("cli", "cluster", "registry"))
+ADVISERS = tuple(
+    f"platform/tidepool/{part}"
+    for part in ("cli/", "cluster/", "registry/", "document.py", "settings.py", "spec.py", "storage.py")
+)
 ADVISED = {"SpecError", "StorageError", "RegistryError", "ModelNotFound", "NothingToRollBack", "ClusterError"} | {
     "NoCluster",
     "PortInUse",

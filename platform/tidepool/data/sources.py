@@ -82,7 +82,8 @@ def pieces(source: str | Path | Sequence[str | Path], format: str | None = None)
     size = max(PIECE_BYTES, sum(file.size for file in found) // MOST_PIECES)
     parts = [part for file in found for part in cut(file, only, size)]
     if not parts:
-        raise DataError(f"{source} holds no rows", seen=f"{len(found)} {only} file(s)")
+        remedy = "put rows there, or name another source"
+        raise DataError(f"{source} holds no rows", seen=f"{len(found)} {only} file(s)", remedy=remedy)
     return list(_grouped(parts, size))
 
 
