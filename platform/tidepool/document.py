@@ -32,7 +32,8 @@ def read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise SpecError(f"{path} can't be read", seen=error.strerror, remedy="check its permissions") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path} is not YAML", seen=str(error).replace("\n", " ")) from None
+        seen, remedy = str(error).replace("\n", " "), "correct it there; text with a colon or a brace needs quotes"
+        raise SpecError(f"{path} is not YAML", seen=seen, remedy=remedy) from None
     if not isinstance(document, dict):
         raise SpecError(f"{path} is not a mapping", seen=type(document).__name__, allowed="keys and values")
     return document
@@ -52,8 +53,10 @@ def override(document: dict[str, Any], text: str) -> None:
     for parent in parents:
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
-            raise SpecError(f"{key} can't be set: {parent} is not a section", seen=text)
+            remedy = f"set {parent} itself, or see `tidepool schema`"
+            raise SpecError(f"{key} can't be set: {parent} is not a section", seen=text, remedy=remedy)
     try:
         section[leaf] = yaml.load(value, _Loader)
     except yaml.YAMLError:
-        raise SpecError(f"the value of {key} is not YAML", seen=value) from None
+        remedy = f"quote text twice, as in --set '{key}=\"...\"'"
+        raise SpecError(f"the value of {key} is not YAML", seen=value, remedy=remedy) from None

@@ -34,6 +34,8 @@ None of them knows HTTP, gRPC or exit codes: `serve.rest`, `serve.grpc` and `cli
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 LONGEST_SEEN = 4000
 """Characters of a value seen that a message shows: whoever sent a megabyte knows it."""
 
@@ -149,6 +151,9 @@ class RequestError(TidepoolError):
 
 class InvalidRequest(RequestError):
     """Malformed JSON, or a tensor of wrong name, shape, datatype or count."""
+
+    told: Sequence[tuple[object, object, object]] = ()
+    """Name, datatype and shape of each input, as the client has them, where it is an input that can't be read."""
 
 
 class RequestTooLarge(RequestError):

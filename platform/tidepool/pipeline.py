@@ -116,8 +116,14 @@ class Pipeline:
                 "spec a name of its own"
             )
             return version
+        promoted = self._registry().promote(name, number)
         print(f"registered {name} version {number} as champion")
-        return self._registry().promote(name, number)
+        if champion:
+            print(
+                f"beside version {champion.version}, champion before: {gate.compared(made.metrics, champion.metrics)}"
+            )
+            print(f"`tidepool rollback {name}` goes back to version {champion.version}")
+        return promoted
 
     def held_out(self, rows: int) -> dict[str, npt.NDArray[Any]]:
         """Raw held-out rows: the signature's inputs and the target."""

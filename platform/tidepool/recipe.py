@@ -192,7 +192,8 @@ class Recipe(ABC):
 
     def builtin(self, name: str) -> pa.Table:
         """The rows of `data.source: "builtin:<name>"`."""
-        raise RecipeError(f"{type(self).__name__} has no built-in data", seen=f"builtin:{name}")
+        remedy = "give the recipe a method builtin, or name files in data.source"
+        raise RecipeError(f"{type(self).__name__} has no built-in data", seen=f"builtin:{name}", remedy=remedy)
 
     @abstractmethod
     def network(self) -> torch.nn.Module:
@@ -228,7 +229,8 @@ def load_recipe(path: str, params: Mapping[str, Any] | None = None) -> Recipe:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if not f"{module_name}.".startswith(f"{error.name}."):
-            raise RecipeError(f"{module_name} needs a package that is missing", seen=error.name or error) from error
+            seen, remedy = error.name or error, "install it where jobs and replicas run"
+            raise RecipeError(f"{module_name} needs a package that is missing", seen=seen, remedy=remedy) from error
         raise RecipeError(
             "no such recipe module",
             seen=path,

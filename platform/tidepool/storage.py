@@ -191,7 +191,7 @@ def fetch(uri: str, into: Path) -> Path:
     if not is_remote(uri):
         path = local_path(uri)
         if not path.is_dir():
-            raise StorageError("no such folder", seen=path)
+            raise StorageError("no such folder", seen=path, remedy="put it back, or see TIDEPOOL_STORAGE_URL")
         return path
     from pyarrow import fs
 

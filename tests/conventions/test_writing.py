@@ -13,6 +13,16 @@ PORT_IN_TEXT = re.compile(r"(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1\]):\d\d+"
 WAITERS = ("wait", "slow")
 """Functions whose names begin so may sleep: those that poll with a deadline, and stand-ins that are slow on purpose."""
 
+ADVISERS = tuple(
+    f"platform/tidepool/{part}"
+    for part in ("cli/", "cluster/", "registry/", "document.py", "settings.py", "spec.py", "storage.py")
+)
+ADVISED = {"SpecError", "StorageError", "RegistryError", "ModelNotFound", "NothingToRollBack", "ClusterError"} | {
+    "NoCluster",
+    "PortInUse",
+}
+"""What a person at a terminal meets; errors of requests have the server's own words."""
+
 
 def test_nothing_is_left_for_later(root: Path) -> None:
     folders = ("platform", "jobs", "deployments", "tests", "benchmarks", "docs", ".ci")
@@ -58,6 +68,18 @@ def test_no_failure_is_swallowed(modules: dict[str, ast.Module]) -> None:
         if swallows(node)
     ]
     assert not wrong, "name the exceptions that are meant, and say why they may pass:\n" + "\n".join(wrong)
+
+
+def test_errors_of_the_command_line_say_what_is_allowed_or_what_to_do(modules: dict[str, ast.Module]) -> None:
+    wrong = [
+        f"{path}:{node.lineno}: {ast.unparse(node)}"
+        for path, tree in modules.items()
+        if path.startswith(ADVISERS)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and ast.unparse(node.exc.func) in ADVISED
+        if not {"allowed", "remedy"} & {keyword.arg for keyword in node.exc.keywords}
+    ]
+    assert not wrong, "give allowed=... or remedy=...:\n" + "\n".join(wrong)
 
 
 def scoped(node: ast.AST, scopes: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], ast.AST]]:

@@ -174,6 +174,8 @@ def test_a_promotion_that_no_cluster_hears_of_is_said_to_be_done(
     assert done.stdout == "digits@champion is version 1\n"
     assert "no cluster was told" in done.stderr
     assert registry.version("digits").version == 1
+    again = CliRunner().invoke(app, ["promote", "digits", "1"])
+    assert (again.stdout, again.stderr) == ("digits@champion is version 1 already; nothing has changed\n", "")
     assert json.loads(CliRunner().invoke(app, ["promote", "digits", "1", "--json"]).stdout)["version"] == 1
 
 

@@ -174,7 +174,7 @@ def test_a_table_in_a_narrow_terminal_breaks_no_word(
     shell: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shell.setenv("COLUMNS", "80")
-    row = ["digits", 2, "champion, challenger", "accuracy 0.9725", "19.4 KiB", "9c01b8f211ab", "2026-11-22 22:40"]
+    row = ["digits", 2, "champion, challenger", "accuracy 0.9725", "19.4 KB", "9c01b8f211ab", "2026-11-22 22:40"]
     headings = ["model", "version", "aliases", "metrics", "size", "digest", "registered"]
     table(headings, [row, ["house-prices", *row[1:]]])
     shown = capsys.readouterr().out

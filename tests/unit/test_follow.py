@@ -17,6 +17,7 @@ from tidepool.checkpoint import Checkpoint
 from tidepool.cli.follow import ELSEWHERE, Options, SubmittedJob, follow
 from tidepool.cli.job import as_document
 from tidepool.errors import ClusterError, JobError
+from tidepool.telemetry.progress import MARK
 
 
 class Client:
@@ -63,6 +64,22 @@ def test_with_json_nothing_but_the_result_is_left_for_stdout(capsys: pytest.Capt
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "hello" in shown.err
+
+
+def test_without_a_terminal_progress_comes_line_by_line_as_it_is_made(capsys: pytest.CaptureFixture[str]) -> None:
+    shown: list[str] = []
+    now = [0.0]
+
+    class Slow(Client):
+        async def tail_job_logs(self, id: str) -> AsyncIterator[str]:
+            for done in range(5):
+                now[0] = 2.0 * done
+                yield f'{MARK}{{"step": "train", "done": {done}, "total": 4, "note": "loss {done}"}}\n'
+                shown.append(capsys.readouterr().out)
+
+    follow(SubmittedJob(Slow(), "raysubmit_1"), clock=lambda: now[0])  # type: ignore[arg-type]
+    assert shown == ["train        0%  loss 0\n", "", "", "train       75%  loss 3\n", "train      100%  loss 4\n"]
+    assert capsys.readouterr().out == ""
 
 
 def test_a_job_that_fails_says_its_last_error_and_has_its_exit_code() -> None:

@@ -236,7 +236,7 @@ def test_a_key_over_its_rate_is_told_when_to_come_back(dataplane: Dataplane) -> 
     [
         ({"model_name": "iris"}, "NOT_FOUND", "no such model"),
         ({"model_version": "9"}, "NOT_FOUND", "not served"),
-        ({"inputs": [pb.ModelInferRequest.InferInputTensor()]}, "INVALID_ARGUMENT", "unknown datatype"),
+        ({"inputs": [pb.ModelInferRequest.InferInputTensor()]}, "INVALID_ARGUMENT", "not the model's"),
         ({"raw_input_contents": [b""]}, "INVALID_ARGUMENT", "one or the other"),
         ({"outputs": [{"name": "nonsense"}]}, "INVALID_ARGUMENT", "no such output"),
         ({"raw_input_contents": [bytes(LIMIT)]}, "RESOURCE_EXHAUSTED", f"{LIMIT} bytes"),

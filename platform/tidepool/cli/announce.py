@@ -22,6 +22,24 @@ def announce(*models: str, keys: bool = False) -> None:
         print("every replica has been told", file=sys.stderr)
 
 
+def answering(name: str, version: int, http_port: int, deadline_s: float = 10.0) -> str:
+    """Have the service at this port of this machine answer with a new champion, if it has the model; returns what is to
+    be said of that.
+
+    Raises:
+        ClusterError: nobody answers there, or not with this version within `deadline_s`.
+    """
+    from tidepool.cli.client import in_service
+    from tidepool.cli.output import command
+    from tidepool.serve.rollout import await_answer
+
+    if not in_service(http_port, name):
+        return f"{name} isn't in service: `{command()} deploy {name}` has it answer with version {version}"
+    announce(name)
+    await_answer(http_port, f"/v2/models/{name}/versions/{version}/ready", deadline_s)
+    return f"{name} answers with version {version} now, at http://localhost:{http_port}/v2/models/{name}/infer"
+
+
 def _tell(models: tuple[str, ...], keys: bool) -> None:
     from ray.exceptions import RayError
 

@@ -53,6 +53,19 @@ class Client:
         return curl_line(self._base + _path(model, version), request, self._settings)
 
 
+def in_service(http_port: int, model: str) -> bool:
+    """Whether the front end at this port of this machine has a model in service; nobody needs a key to ask.
+
+    Raises:
+        ClusterError: nobody answers.
+    """
+    try:
+        url = f"http://localhost:{http_port}/v2/models/{model}/ready"
+        return httpx.get(url, timeout=10, trust_env=False).status_code != 404
+    except httpx.TransportError as error:
+        raise ClusterError("the server doesn't answer", seen=error, remedy="`tidepool status`") from error
+
+
 def curl_line(url: str, request: Path, settings: Settings) -> str:
     """What a shell is to run to send a file with the CLI's own key; a key from the environment isn't written out."""
     key = "$TIDEPOOL_API_KEY" if settings.api_key else f"$(cat {shlex.quote(str(settings.cli_key_file))})"

@@ -199,7 +199,31 @@ def _print_up(settings: Settings, cluster: LocalCluster, verb: str) -> None:
         console.print("For Ray's own commands in this shell:")
         console.print(f"  export RAY_API_SERVER_ADDRESS={cluster.dashboard} RAY_DASHBOARD_ADDRESS={cluster.dashboard}")
         console.print(f"  export RAY_ADDRESS='{cluster.address}'")
-    console.print(f"Next: {command()} run deployments/digits/spec.yaml")
+    console.print(f"Next: {command()} {next_step(undeployed(cluster.http_port))}")
+
+
+def next_step(models: list[str]) -> str:
+    """What to type once a cluster is up, given the models that could be deployed and aren't.
+
+    >>> next_step(["digits", "iris"])
+    'deploy digits  # or iris'
+    """
+    if not models:
+        return "run deployments/digits/spec.yaml"
+    first, *others = models
+    return f"deploy {first}  # or {', '.join(others)}" if others else f"deploy {first}"
+
+
+def undeployed(http_port: int) -> list[str]:
+    """Models with a champion that aren't in service; none where that can't be told."""
+    from tidepool.cli.client import in_service
+    from tidepool.cli.models import registry
+    from tidepool.errors import TidepoolError
+
+    try:
+        return [model.name for model in registry().models() if model.champion and not in_service(http_port, model.name)]
+    except TidepoolError:
+        return []
 
 
 def _print_status(found: Status, cluster: LocalCluster | None) -> None:

@@ -111,13 +111,14 @@ def _summary(settings: Settings, latencies: list[float], seconds: float) -> list
     from tidepool.cluster.environment import default_home
     from tidepool.cluster.local import running
     from tidepool.registry.client import Registry
+    from tidepool.telemetry.sizes import shown
 
     cluster = running(settings)
     champion: ModelVersion = Registry(settings.registry, settings.storage("artifacts")).version("digits", "champion")
     facts: dict[str, Any] = {
         "version": f"{champion.version}, champion",
         "accuracy": f"{champion.metrics['accuracy']:.4f} on held-out digits",
-        "size": f"{champion.bytes / 1024:.1f} KiB",
+        "size": f"{shown(champion.bytes)}, weights and golden rows included",
         "latency": f"{latencies[len(latencies) // 2] * 1e3:.1f} ms median, "
         f"{latencies[int(len(latencies) * 0.99)] * 1e3:.1f} ms p99, over HTTP, one connection",
         "took": f"{seconds:.0f} s",

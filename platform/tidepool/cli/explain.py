@@ -115,7 +115,7 @@ def _inputs(artifact: Artifact, request: Path | None) -> Tensors:
         InvalidRequest: the request isn't one for this model.
         SpecError: it can't be read.
     """
-    from tidepool.errors import SpecError
+    from tidepool.errors import InvalidRequest, SpecError
     from tidepool.serve import codecs, protocol
 
     if request is None:
@@ -123,7 +123,10 @@ def _inputs(artifact: Artifact, request: Path | None) -> Tensors:
     try:
         inputs = codecs.decode(request.read_bytes()).inputs
     except OSError as error:
-        raise SpecError("the request can't be read", seen=f"{request}: {error.strerror}") from None
+        remedy = "give a file with a request's JSON, or none for a golden row"
+        raise SpecError("the request can't be read", seen=f"{request}: {error.strerror}", remedy=remedy) from None
+    except InvalidRequest as error:
+        raise protocol.plainer(error, artifact.signature) from None
     protocol.check_inputs(artifact.signature, inputs)
     return inputs
 

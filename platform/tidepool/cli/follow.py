@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import shlex
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +21,16 @@ from tidepool.telemetry import progress
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
+    from rich.console import Console
     from rich.progress import Progress, TaskID
 
 EXCLUDED = ["/.git/", "/.venv/", "**/__pycache__/", "/docs/", "/tests/", "/benchmarks/"]
 """What jobs don't need, so that it needn't travel."""
 
-
 RESULT = "result: "
 """Begins the line in a job's log that holds its result as JSON."""
+EVERY_S = 5.0
+"""Between two lines about a step that goes on, where there is no terminal to draw on."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def submit(settings: Settings, project: Path, arguments: list[str], json: bool =
 
     entrypoint = "python " + shlex.join(arguments)
     options = ELSEWHERE if elsewhere(settings) else Options()
-    print(f"$ {options.command(project, entrypoint)}", file=sys.stderr if json else sys.stdout)
+    print(f"$ {options.command(project, entrypoint)}", file=sys.stderr if json else sys.stdout, flush=True)
     try:
         client = JobSubmissionClient(dashboard_address(settings))
         logging.getLogger("ray").setLevel(logging.ERROR)  # the client has just set it to INFO
@@ -89,10 +93,11 @@ def submit(settings: Settings, project: Path, arguments: list[str], json: bool =
         raise ClusterError("the cluster doesn't take the job", seen=error, remedy="`tidepool doctor`") from error
 
 
-def follow(job: SubmittedJob, json: bool = False) -> Any:
+def follow(job: SubmittedJob, json: bool = False, clock: Callable[[], float] = time.monotonic) -> Any:
     """Show the job's log and progress until it ends; returns its result, JSON-ready, or None if it told none.
 
-    With `json` the log goes to stderr, so that stdout is the result's alone.
+    With `json` the log goes to stderr, so that stdout is the result's alone. Progress is bars on a terminal, elsewhere
+    lines, each at once: a step's first and last, and one every `EVERY_S` between.
 
     Raises:
         JobError: it failed or was stopped, with its own last error.
@@ -100,9 +105,11 @@ def follow(job: SubmittedJob, json: bool = False) -> Any:
         SystemExit: with 130 if the user interrupts, who is told that the job goes on.
     """
     import aiohttp
+    from rich.console import Console
 
-    with _bars(json) as bars:
-        log = _Log(bars)
+    console = Console(stderr=json)
+    with _bars(console) if console.is_terminal else contextlib.nullcontext() as bars:
+        log = _Log(console, bars, clock)
         try:
             asyncio.run(_show(job, log))
             details = job.client.get_job_info(job.id)
@@ -141,25 +148,41 @@ async def _show(job: SubmittedJob, log: _Log) -> None:
 class _Log:
     """A job's log on the screen: progress as bars, the rest as it is; its last error and its result are kept."""
 
-    def __init__(self, bars: Progress) -> None:
-        self._bars = bars
+    def __init__(self, console: Console, bars: Progress | None, clock: Callable[[], float]) -> None:
+        self._console, self._bars, self._clock = console, bars, clock
         self._tasks: dict[str, TaskID] = {}
+        self._told: dict[str, float] = {}
+        """When there was a line about a step, where there are no bars."""
         self.error: str | None = None
         self.result: Any = None
 
     def show(self, line: str) -> None:
         if news := progress.parse(line):
-            step, done, total, note = news
-            if step not in self._tasks:
-                self._tasks[step] = self._bars.add_task(step, total=total, note=note)
-            self._bars.update(self._tasks[step], completed=done, total=total, note=note)
+            if self._bars is None:
+                self._tell(*news)
+            else:
+                self._draw(self._bars, *news)
         elif line.startswith("error: "):
             self.error = line.removeprefix("error: ")
         elif line.startswith(RESULT):
             with contextlib.suppress(ValueError):
                 self.result = json.loads(line.removeprefix(RESULT))
         elif line.strip() and not _is_noise(line):
-            self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._print(line)
+
+    def _draw(self, bars: Progress, step: str, done: float, total: float, note: str) -> None:
+        if step not in self._tasks:
+            self._tasks[step] = bars.add_task(step, total=total, note=note)
+        bars.update(self._tasks[step], completed=done, total=total, note=note)
+
+    def _tell(self, step: str, done: float, total: float, note: str) -> None:
+        now = self._clock()
+        if done >= total or now - self._told.get(step, -math.inf) >= EVERY_S:
+            self._told[step] = now
+            self._print(f"{step:<10} {done / total if total else 1:>4.0%}  {note}".rstrip())
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _is_noise(line: str) -> bool:
@@ -167,8 +190,7 @@ def _is_noise(line: str) -> bool:
     return "\tINFO " in line or "(raylet)" in line or line.startswith("Running entrypoint for job")
 
 
-def _bars(stderr: bool) -> Progress:
-    from rich.console import Console
+def _bars(console: Console) -> Progress:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Column
 
@@ -177,5 +199,5 @@ def _bars(stderr: bool) -> Progress:
         BarColumn(bar_width=16),
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
-        console=Console(stderr=stderr),
+        console=console,
     )

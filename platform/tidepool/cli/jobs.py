@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,26 @@ def _verb(step: str) -> Callable[[Path, list[str], bool], None]:
         result = run_step(step, spec, overrides, json)
         if json:
             as_json(result)
+        if step in ("run", "export") and result and "champion" in result["aliases"]:
+            print(_what_answers(result["name"], result["version"]), file=sys.stderr if json else sys.stdout)
 
     return verb
+
+
+def _what_answers(name: str, version: int) -> str:
+    """Whether the service answers with the champion that a job has made, as a sentence."""
+    from tidepool.cli.announce import answering
+    from tidepool.cluster.local import elsewhere, running
+    from tidepool.errors import TidepoolError
+    from tidepool.settings import Settings
+
+    settings = Settings()
+    if elsewhere(settings):
+        return f"if that cluster has {name} in service, it answers with version {version} within five seconds"
+    try:
+        return answering(name, version, running(settings).http_port)
+    except TidepoolError as error:
+        return f"whether a service answers with version {version} isn't known: {error}"
 
 
 def run_step(step: str, spec: Path, overrides: list[str], json: bool = False) -> Any:

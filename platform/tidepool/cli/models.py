@@ -8,6 +8,7 @@ import typer
 
 from tidepool.cli.announce import announce
 from tidepool.cli.output import JSON, as_json, table, when
+from tidepool.telemetry import sizes
 
 if TYPE_CHECKING:
     from tidepool.registry.client import Registry
@@ -27,12 +28,12 @@ def models(
     json: bool = JSON,
 ) -> None:
     """List registered models with their versions, aliases and metrics."""
-    from tidepool.errors import ModelNotFound
+    from tidepool.registry.entities import no_such_model
 
     registered = registry().models()
     shown = [model for model in registered if name in (None, model.name)]
     if name is not None and not shown:
-        raise ModelNotFound("no such model", seen=name, allowed=", ".join(m.name for m in registered) or "none exist")
+        raise no_such_model(name, [model.name for model in registered])
     if json:
         as_json([model.to_json() for model in shown])
         return
@@ -42,7 +43,7 @@ def models(
             version.version,
             ", ".join(_with_share(model, alias) for alias in version.aliases),
             " ".join(f"{metric} {value:.4g}" for metric, value in sorted(version.metrics.items())),
-            f"{version.bytes / 1024:.1f} KiB",
+            sizes.shown(version.bytes),
             version.digest[:12],
             when(version.created_at),
         ]
@@ -59,12 +60,15 @@ def promote(
     json: bool = JSON,
 ) -> None:
     """Set an alias, `champion` by default, to a version; replicas answer with it at once."""
-    promoted = registry().promote(name, version, alias)
+    here = registry()
+    was_it = here.model(name).aliases.get(alias) == version
+    promoted = here.promote(name, version, alias)
     if json:
         as_json(promoted.to_json())
     else:
-        print(f"{name}@{alias} is version {version}")
-    announce(name)
+        print(f"{name}@{alias} is version {version}" + (" already; nothing has changed" if was_it else ""))
+    if not was_it:
+        announce(name)
 
 
 def rollback(name: str = typer.Argument(help="The registered model."), alias: str = ALIAS, json: bool = JSON) -> None:

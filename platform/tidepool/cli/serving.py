@@ -65,7 +65,8 @@ def predict(
     try:
         body = sys.stdin.buffer.read() if str(request) == "-" else request.read_bytes()
     except OSError as error:
-        raise SpecError("the request can't be read", seen=f"{request}: {error.strerror}") from None
+        remedy = "give a file with a request's JSON, or - for standard input"
+        raise SpecError("the request can't be read", seen=f"{request}: {error.strerror}", remedy=remedy) from None
     with Client(Settings()) as client:
         as_json(client.infer(name, body, version))
         print(client.curl(name, request, version), file=sys.stderr)

@@ -17,6 +17,7 @@ from tidepool.cluster.local import running
 from tidepool.cluster.ports import Ports
 from tidepool.errors import ClusterError, NoCluster
 from tidepool.settings import Settings
+from tidepool.telemetry.sizes import shown
 
 PACKAGES = ("ray", "torch", "onnxruntime", "pyarrow", "mlflow-skinny")
 """Those whose version matters most; their ranges are those of this package's own requirements."""
@@ -147,10 +148,9 @@ def _verdict(name: str, good: bool, seen: str, remedy: str) -> Check:
 
 
 def _enough(name: str, free: float, least: float, remedy: str) -> Check:
-    seen = f"{free / GB:.1f} GB"
-    return (
-        Check(name, "OK", seen) if free >= least else Check(name, "WARN", f"{seen}, less than {least / GB:g}", remedy)
-    )
+    if free >= least:
+        return Check(name, "OK", shown(free))
+    return Check(name, "WARN", f"{shown(free)}, less than {shown(least)}", remedy)
 
 
 def _existing(path: Path) -> Path:

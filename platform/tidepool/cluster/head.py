@@ -97,7 +97,8 @@ def await_dashboard(url: str) -> None:
             return
         except OSError as error:
             if time.monotonic() > until:
-                raise ClusterError("Ray's dashboard doesn't answer", seen=f"{url}: {error}") from error
+                remedy = "`tidepool up` again, and `tidepool doctor` if that doesn't help"
+                raise ClusterError("Ray's dashboard doesn't answer", seen=f"{url}: {error}", remedy=remedy) from error
         time.sleep(0.05)
 
 

@@ -254,7 +254,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Where, int], list[Where]]:
         text = path.read_text()
         config, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
     except OSError as error:
-        raise ClusterError("the cluster file can't be read", seen=f"{path}: {error.strerror}") from None
+        seen, remedy = f"{path}: {error.strerror}", "give its path: tidepool cluster validate FILE"
+        raise ClusterError("the cluster file can't be read", seen=seen, remedy=remedy) from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ClusterError(f"{path}:{line} is not YAML", seen=error.problem, remedy="correct it") from None

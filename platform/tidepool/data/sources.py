@@ -82,7 +82,8 @@ def pieces(source: str | Path | Sequence[str | Path], format: str | None = None)
     size = max(PIECE_BYTES, sum(file.size for file in found) // MOST_PIECES)
     parts = [part for file in found for part in cut(file, only, size)]
     if not parts:
-        raise DataError(f"{source} holds no rows", seen=f"{len(found)} {only} file(s)")
+        remedy = "put rows there, or name another source"
+        raise DataError(f"{source} holds no rows", seen=f"{len(found)} {only} file(s)", remedy=remedy)
     return list(_grouped(parts, size))
 
 
@@ -128,7 +129,11 @@ def files(source: str | Path | Sequence[str | Path]) -> list[File]:
             within = store.get_file_info(fs.FileSelector(root, recursive=True))
             found = [each for each in within if each.is_file and _is_visible(each.path, root)]
     except (pa.ArrowException, OSError) as error:
-        raise DataError("can't reach the source", seen=f"{source}: {error}") from None
+        raise DataError(
+            "can't reach the source",
+            seen=f"{source}: {error}",
+            remedy="check the path or URI, and the credentials of who runs the job",
+        ) from None
     if info.type == fs.FileType.NotFound:
         remedy = None if storage.is_remote(str(source)) else f"it is looked for at {root}"
         raise DataError("no such file or folder", seen=source, remedy=remedy)

@@ -63,6 +63,20 @@ def judge(
     return [_judge(key, rule, metrics, champion) for key, rule in gate.items()]
 
 
+def compared(metrics: Mapping[str, float], before: Mapping[str, float]) -> str:
+    """How metrics differ from those before, for a person; of those that both have.
+
+    >>> compared({"accuracy": 0.972, "loss": 0.1}, {"accuracy": 0.975, "loss": 0.1})
+    'accuracy 0.972, was 0.975 (-0.003); loss 0.1 as before'
+    """
+    parts = []
+    for name in sorted(metrics.keys() & before.keys()):
+        change = round(metrics[name] - before[name], 12)
+        was = f", was {before[name]:.4g} ({change:+.2g})" if change else " as before"
+        parts.append(f"{name} {metrics[name]:.4g}{was}")
+    return "; ".join(parts) or "no metric in common"
+
+
 def metric_of(key: str, metrics: Mapping[str, float]) -> str:
     """The metric that a gate's key is about: `accuracy` for `accuracy` and for `accuracy_vs_champion`.
 

@@ -27,6 +27,7 @@ from tidepool.export.quantize import quantize
 from tidepool.recipe import Batch, Recipe
 from tidepool.spec import Rule, Spec
 from tidepool.telemetry.progress import Progress, quiet
+from tidepool.telemetry.sizes import shown
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +53,7 @@ class Stage:
     def __str__(self) -> str:
         measured = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items())
         zeros = f", {self.sparsity:.0%} zeros" if self.sparsity else ""
-        return f"{self.name:<8} {self.bytes:>11,} bytes, {self.gzip_bytes:>11,} gzipped{zeros}, {measured}"
+        return f"{self.name:<8} {shown(self.bytes):>9}, {shown(self.gzip_bytes):>9} gzipped{zeros}, {measured}"
 
 
 @dataclass(frozen=True)

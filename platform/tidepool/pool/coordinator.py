@@ -179,7 +179,8 @@ class Desk:
         try:
             return ray.get(reference, timeout=PATIENCE_S)
         except RayError as error:
-            raise ClusterError("the pool's coordinator doesn't answer", seen=type(error).__name__) from error
+            seen, remedy = type(error).__name__, "`tidepool status`, and the same again in a moment"
+            raise ClusterError("the pool's coordinator doesn't answer", seen=seen, remedy=remedy) from error
 
 
 def policy_of(settings: Settings) -> PolicySpec:

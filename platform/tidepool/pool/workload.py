@@ -163,7 +163,8 @@ def _rows(path: Path, *columns: str) -> Iterator[dict[str, str]]:
                 raise DataError(f"{path} lacks columns", seen=reader.fieldnames, allowed=", ".join(columns))
             yield from reader
     except OSError as error:
-        raise DataError("can't read the trace", seen=path, allowed=error.strerror) from None
+        seen, remedy = f"{path}: {error.strerror}", "give the path of a CSV file"
+        raise DataError("can't read the trace", seen=seen, remedy=remedy) from None
 
 
 def _seconds(text: str) -> float:

@@ -150,7 +150,8 @@ class Registry:
                 raise RegistryError(f"version {version} of {name} is the champion", remedy="choose another version")
             if not percent and named != chosen.version:
                 seen = f"version {named}" if named else "none"
-                raise RegistryError(f"version {version} of {name} is no {alias}", seen=seen)
+                remedy = f"`tidepool traffic {name}` shows who has which share"
+                raise RegistryError(f"version {version} of {name} is no {alias}", seen=seen, remedy=remedy)
             aliases.shift(alias, Shift(chosen.version, percent, self._clock()))
         return self.version(name, chosen.version)
 

@@ -112,7 +112,10 @@ class RegisteredModel:
                 return version
         if str(wanted).isdecimal():
             numbers = sorted(version.version for version in self.versions)
-            raise ModelNotFound(f"{self.name} has no version {wanted}", seen=wanted, allowed=_listed(numbers))
+            remedy = f"`tidepool models {self.name}` shows what they are"
+            raise ModelNotFound(
+                f"{self.name} has no version {wanted}", seen=wanted, allowed=_listed(numbers), remedy=remedy
+            )
         raise ModelNotFound(
             f"{self.name} has no alias {wanted}",
             seen=wanted,

@@ -179,6 +179,6 @@ def _explained(url: str) -> Iterator[None]:
         try:
             yield
         except _mlflow().exceptions.MlflowException as error:
-            raise RegistryError(
-                f"the registry at {shown(url)} refuses", seen=error.message.partition("\n")[0]
-            ) from error
+            seen = error.message.partition("\n")[0]
+            remedy = "if its tables are of another MLflow, take that one's minor version of mlflow-skinny"
+            raise RegistryError(f"the registry at {shown(url)} refuses", seen=seen, remedy=remedy) from error

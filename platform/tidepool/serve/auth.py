@@ -28,6 +28,8 @@ ANY_MODEL = "*"
 INFER, EXPLAIN, READ = "infer", "explain", "read"
 VERBS = (INFER, EXPLAIN, READ)
 """What a key may be for: answers, explanations, and a model's metadata and statistics."""
+SEND = "send it as 'Authorization: Bearer <key>'"
+MAKE = "`tidepool keys create NAME` makes one"
 MOST_REMEMBERED = 4096
 """Of those that were let in: the text, model and verb of each."""
 
@@ -77,7 +79,8 @@ class KeyFile:
         except FileNotFoundError:
             return []
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SpecError) as error:
-            raise StorageError("the keys file can't be read", seen=f"{self._path}: {error}") from error
+            remedy = "put a good copy there, or remove it and make new keys"
+            raise StorageError("the keys file can't be read", seen=f"{self._path}: {error}", remedy=remedy) from error
 
     def create(
         self,
@@ -115,7 +118,10 @@ class KeyFile:
             keys = self.load()
             found = [key for key in keys if key.id == id_]
             if not found:
-                raise SpecError("no such key", seen=id_, allowed=", ".join(key.id for key in keys) or "none exist")
+                allowed = ", ".join(key.id for key in keys) or "none exist"
+                raise SpecError(
+                    "no such key", seen=id_, allowed=allowed, remedy="`tidepool keys list` shows whose they are"
+                )
             self._write([key for key in keys if key.id != id_])
         return found[0]
 
@@ -175,17 +181,15 @@ class Keyring:
 
     def _known(self, text: str, model: str, verb: str) -> Key:
         if not text:
-            raise Unauthenticated(
-                "an API key is needed",
-                remedy="send it as 'Authorization: Bearer <key>'; `tidepool keys create` makes one",
-            )
+            raise Unauthenticated("an API key is needed", remedy=f"{SEND}; {MAKE}")
+        scheme, blank, _ = text.partition(" ")
+        if blank and scheme.isalpha():  # what a header has before its key; no key is of letters alone
+            raise Unauthenticated("not the way to send an API key", seen=scheme[:20], allowed="Bearer", remedy=SEND)
         if self._tokens is not None and text.count(".") == 2:
             return self._tokens.check(text, model, verb)
         key = self._by_digest.get(digest(text))
         if key is None:
-            raise Unauthenticated(
-                "the API key is not known", seen=f"{text[:6]}...", remedy="check it, or make a new one"
-            )
+            raise Unauthenticated("the API key is not known", seen=f"{text[:6]}...", remedy=f"check it, or {MAKE}")
         if ANY_MODEL not in key.models and model not in key.models:
             raise Forbidden("the API key doesn't open this model", seen=model, allowed=", ".join(key.models))
         if verb not in key.verbs:

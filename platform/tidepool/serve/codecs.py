@@ -37,19 +37,21 @@ def decode(body: Body, json_length: int | None = None) -> InferRequest:
     try:
         document = orjson.loads(body if json_length is None else memoryview(body)[:json_length])
     except orjson.JSONDecodeError as error:
-        raise InvalidRequest(
-            "the body is not JSON", seen=str(error), remedy="send JSON; it has no NaN and no Infinity"
-        ) from None
+        raise _not_json(error, json_length, len(body)) from None
     if not isinstance(document, dict) or not isinstance(document.get("inputs"), list):
         raise InvalidRequest("the request has no list of inputs", allowed='{"inputs": [...]}')
     raw = _Raw(body, len(body) if json_length is None else json_length)
     inputs: Tensors = {}
-    for tensor in document["inputs"]:
-        name, values = _decode_tensor(tensor, raw)
-        if name in inputs:
-            raise InvalidRequest("an input is given twice", seen=name)
-        inputs[name] = values
-    raw.finish()
+    try:
+        for tensor in document["inputs"]:
+            name, values = _decode_tensor(tensor, raw)
+            if name in inputs:
+                raise InvalidRequest("an input is given twice", seen=name)
+            inputs[name] = values
+        raw.finish()
+    except InvalidRequest as error:
+        error.told = _told(document["inputs"])
+        raise
     parameters = _mapping(document.get("parameters"), "parameters")
     return InferRequest(
         inputs=inputs,
@@ -115,6 +117,18 @@ def from_raw(name: str, datatype: str, shape: tuple[int, ...], data: bytes | mem
     return np.frombuffer(data, dtype).reshape(shape)
 
 
+def _not_json(error: orjson.JSONDecodeError, json_length: int | None, size: int) -> InvalidRequest:
+    if json_length is None:
+        remedy = "send JSON; it has no NaN and no Infinity"
+        return InvalidRequest("the body is not JSON", seen=str(error), remedy=remedy)
+    return InvalidRequest(
+        "the part of the body that Inference-Header-Content-Length says is JSON is not JSON",
+        seen=f"Inference-Header-Content-Length {json_length}, of {size} bytes: {error}",
+        allowed="the length in bytes of the JSON before the raw tensors",
+        remedy="count the bytes of the JSON as sent, not its characters",
+    )
+
+
 class _Raw:
     """The raw tensors that follow the JSON, taken one after another."""
 
@@ -150,6 +164,12 @@ def _decode_tensor(tensor: object, raw: _Raw) -> tuple[str, npt.NDArray[Any]]:
     if "data" not in tensor:
         raise InvalidRequest(f"input {name} has no data", allowed="data, or parameters.binary_data_size")
     return name, from_json(name, datatype, shape, tensor["data"])
+
+
+def _told(tensors: list[object]) -> list[tuple[object, object, object]]:
+    """What the client says that the tensors are, for an error that says more; nothing where that can't be told."""
+    told = [(t.get("name"), t.get("datatype"), t.get("shape")) for t in tensors if isinstance(t, dict)]
+    return told if len(told) == len(tensors) else []
 
 
 def _split_bytes(name: str, data: bytes | memoryview, count: int) -> npt.NDArray[Any]:

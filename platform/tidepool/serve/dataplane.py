@@ -10,7 +10,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +126,13 @@ class Dataplane:
                 f"version {version} of {self.model} is not served", seen=version, allowed=", ".join(lineup.versions)
             )
         return loaded
+
+    def plainer(self, error: Exception, version: str | None) -> Exception:
+        """What to tell of an error: of inputs that can't be read, what the version's signature says of them."""
+        if isinstance(error, InvalidRequest) and error.told:
+            with suppress(NotReady, UnknownModel):  # then there is no signature here to go by
+                return protocol.plainer(error, self.choose(version).signature)
+        return error
 
     async def infer(self, request: InferRequest, version: str | None = None, key: str = "") -> InferResponse:
         """Answer one request; `key` is the id of the caller's API key.

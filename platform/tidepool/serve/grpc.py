@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import grpc
 
 from tidepool import __version__, errors
-from tidepool.errors import RequestTooLarge, TidepoolError, TryLater, UnknownModel
+from tidepool.errors import InvalidRequest, RequestTooLarge, TidepoolError, TryLater, UnknownModel
 from tidepool.serve import health, protobuf, protocol, triton
 from tidepool.serve._pb2 import open_inference_pb2 as pb
 from tidepool.serve.auth import INFER, READ, Key, Keyring
@@ -226,7 +226,10 @@ async def infer(
     dataplane: Dataplane, request: pb.ModelInferRequest, key: str, within_s: float | None = None
 ) -> InferResponse:
     """The answer to a message from the holder of `key`, who waits for `within_s`, or for ever."""
-    asked = protobuf.decode(request)
+    try:
+        asked = protobuf.decode(request)
+    except InvalidRequest as error:
+        raise dataplane.plainer(error, request.model_version or None) from None
     if within_s is not None:
         protocol.hurry(asked, within_s)
     return await dataplane.infer(asked, request.model_version or None, key)

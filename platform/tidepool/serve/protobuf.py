@@ -53,10 +53,14 @@ def decode(message: pb.ModelInferRequest) -> InferRequest:
     if raw and len(raw) != len(message.inputs):
         raise InvalidRequest("raw_input_contents doesn't fit the inputs", seen=len(raw), allowed=len(message.inputs))
     inputs: Tensors = {}
-    for at, tensor in enumerate(message.inputs):
-        if tensor.name in inputs:
-            raise InvalidRequest("an input is given twice", seen=tensor.name)
-        inputs[tensor.name] = _from_raw(tensor, raw[at]) if raw else _from_contents(tensor)
+    try:
+        for at, tensor in enumerate(message.inputs):
+            if tensor.name in inputs:
+                raise InvalidRequest("an input is given twice", seen=tensor.name)
+            inputs[tensor.name] = _from_raw(tensor, raw[at]) if raw else _from_contents(tensor)
+    except InvalidRequest as error:
+        error.told = [(tensor.name, tensor.datatype, list(tensor.shape)) for tensor in message.inputs]
+        raise
     return InferRequest(
         inputs=inputs,
         id=message.id or None,

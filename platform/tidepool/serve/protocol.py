@@ -5,7 +5,7 @@ Source: the Open Inference Protocol v2 (kserve/open-inference-protocol), and the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tidepool.errors import InvalidRequest
-from tidepool.recipe import Signature, TensorSpec
+from tidepool.recipe import DATATYPES, Signature, TensorSpec
 
 SERVER_NAME = "tidepool"
 MOST_PRIORITY = 100
@@ -23,6 +23,7 @@ OF_HTTP = ("binary_tensor_data",)
 
 Parameters = Mapping[str, Any]
 Tensors = dict[str, npt.NDArray[Any]]
+_DATATYPES = {dtype: name for name, dtype in DATATYPES.items()}
 
 
 @dataclass(slots=True)
@@ -67,28 +68,39 @@ def check_inputs(signature: Signature, inputs: Tensors) -> int:
         InvalidRequest: a tensor is missing, unknown, of another datatype or shape, or row counts differ.
     """
     if len(inputs) != len(signature.inputs) or any(spec.name not in inputs for spec in signature.inputs):
-        raise InvalidRequest(
-            "the inputs are not the model's",
-            seen=", ".join(inputs) or "none",
-            allowed=", ".join(f"{t.name} {t.datatype} {list(t.shape)}" for t in signature.inputs),
-        )
+        raise _other_inputs(signature, inputs)
     rows = -1
     for spec in signature.inputs:
         values = inputs[spec.name]
         if values.dtype != spec.dtype:
-            raise InvalidRequest(f"input {spec.name} has a wrong datatype", seen=values.dtype, allowed=spec.datatype)
+            raise _other_datatype(spec, _DATATYPES.get(values.dtype, values.dtype))
         if not _fits(spec, values.shape):
-            raise InvalidRequest(
-                f"input {spec.name} has a wrong shape",
-                seen=list(values.shape),
-                allowed=f"{list(spec.shape)}, -1 being any length",
-            )
+            raise _other_shape(spec, list(values.shape))
         if rows not in (-1, len(values)):
             raise InvalidRequest("inputs differ in their number of rows", seen=len(values), allowed=rows)
         rows = len(values)
     if rows == 0:
         raise InvalidRequest("the request has no rows", seen=0, allowed="1 or more")
     return rows
+
+
+def plainer(error: InvalidRequest, signature: Signature) -> InvalidRequest:
+    """What is wrong with inputs that couldn't be read, in the words of the signature: their names if those aren't its
+    own, else a datatype, else a shape; `error` itself where all of that is right.
+    """
+    specs = {spec.name: spec for spec in signature.inputs}
+    names = [name for name, _, _ in error.told if isinstance(name, str)]
+    if not names or len(names) != len(error.told):
+        return error
+    if set(names) != set(specs):
+        return _other_inputs(signature, names)
+    for name, (_, datatype, shape) in zip(names, error.told, strict=True):
+        spec = specs[name]
+        if datatype != spec.datatype:
+            return _other_datatype(spec, datatype)
+        if not isinstance(shape, list) or not _fits(spec, shape):
+            return _other_shape(spec, shape)
+    return error
 
 
 def select_outputs(signature: Signature, request: InferRequest, outputs: Tensors) -> tuple[Tensors, frozenset[str]]:
@@ -146,7 +158,24 @@ def zeros(signature: Signature, rows: int) -> Tensors:
     return tensors
 
 
-def _fits(spec: TensorSpec, shape: tuple[int, ...]) -> bool:
+def _other_inputs(signature: Signature, names: Iterable[str]) -> InvalidRequest:
+    return InvalidRequest(
+        "the inputs are not the model's",
+        seen=", ".join(names) or "none",
+        allowed=", ".join(f"{t.name} {t.datatype} {list(t.shape)}" for t in signature.inputs),
+    )
+
+
+def _other_datatype(spec: TensorSpec, seen: object) -> InvalidRequest:
+    return InvalidRequest(f"input {spec.name} has a wrong datatype", seen=seen, allowed=spec.datatype)
+
+
+def _other_shape(spec: TensorSpec, seen: object) -> InvalidRequest:
+    allowed = f"{list(spec.shape)}, -1 being any length"
+    return InvalidRequest(f"input {spec.name} has a wrong shape", seen=seen, allowed=allowed)
+
+
+def _fits(spec: TensorSpec, shape: Sequence[int]) -> bool:
     if len(shape) != len(spec.shape):
         return False
     return all(wanted in (-1, seen) for wanted, seen in zip(spec.shape, shape, strict=True))

@@ -134,7 +134,7 @@ class ModelApp:
             request = codecs.decode(body, _json_length(headers))
             return _encoded(await self.dataplane.infer(request, version, key))
         except Exception as error:
-            return failed(error, self.dataplane.model)
+            return failed(self.dataplane.plainer(error, version), self.dataplane.model)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Answer | tuple[int, Headers, Held]:
         path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
@@ -180,6 +180,8 @@ class ModelApp:
                 return await unless_gone(self._explain(headers, body, version, key), receive)
             answering = self.infer(headers, body, version, key)
             return await (unless_gone(answering, receive) if self.dataplane.is_busy else answering)
+        except InvalidRequest as error:
+            raise self.dataplane.plainer(error, version) from None
         finally:
             self.leave(key)
 
@@ -293,8 +295,6 @@ def _wrong_method(allowed: bytes) -> Answer:
 
 def _json_length(headers: Mapping[bytes, bytes]) -> int | None:
     text = headers.get(BINARY_LENGTH)
-    if text is None:
-        return None
-    if not _is_number(text):
+    if text is not None and not _is_number(text):
         raise InvalidRequest("Inference-Header-Content-Length is not a number", seen=text.decode("latin-1"))
-    return int(text)
+    return None if text is None else int(text)

@@ -31,7 +31,8 @@ class Roster:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            raise StorageError("the list of shared models can't be read", seen=f"{self._path}: {error}") from error
+            seen, remedy = f"{self._path}: {error}", "remove it, and deploy the shared models again"
+            raise StorageError("the list of shared models can't be read", seen=seen, remedy=remedy) from error
 
     def add(self, name: str, spec: ServeSpec) -> None:
         """Add a model, or change how it is served."""

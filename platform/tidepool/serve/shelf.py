@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from tidepool.errors import DoesNotFit
 from tidepool.serve.queueing import try_later
+from tidepool.telemetry.sizes import shown
 
 PATIENCE_S = 10.0
 """How long a load may wait for room, while all that is here is in use."""
@@ -213,7 +214,7 @@ def too_large(size: int, budget: int) -> DoesNotFit:
     """The error of what is larger than the whole shelf, in bytes."""
     return DoesNotFit(
         "the model is larger than the memory of all shared models together",
-        seen=f"{size / 1e6:.1f} MB",
-        allowed=f"{budget / 1e6:.1f} MB",
+        seen=shown(size),
+        allowed=shown(budget),
         remedy="raise TIDEPOOL_SHARED_MB and deploy it again, or give it serve.placement: dedicated",
     )
