@@ -7,6 +7,7 @@ import random
 import selectors
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,25 @@ def test_short_runs_gather_if_company_saves_something(seconds: Callable[[int], f
         return max(engine.batches)
 
     assert virtual(scenario, seconds) == largest
+
+
+def test_a_backlog_of_short_runs_gets_more_than_one_a_pass_of_the_event_loop_and_lets_others_have_their_turn() -> None:
+    async def scenario(batcher: Batcher, engine: VirtualEngine) -> list[float]:
+        for _ in range(20):
+            await batcher.run(row(), 1)
+        loop = asyncio.get_running_loop()
+        waiting = [asyncio.ensure_future(batcher.run(row(), 1)) for _ in range(100)]
+        passes = [loop.time()]
+        while not all(each.done() for each in waiting):
+            await asyncio.sleep(0)
+            passes.append(loop.time())
+        assert engine.batches == [1] * 120
+        return [after - before for before, after in pairwise(passes)]
+
+    turns = virtual(scenario, lambda rows: 0.0003 * rows, largest=1)
+    assert sum(turns) == pytest.approx(100 * 0.0003, rel=0.01)
+    assert 0.0015 < max(turns) < 0.0025
+    assert sum(turn > 0.0015 for turn in turns) >= 10
 
 
 def test_it_tells_how_many_came_and_what_requests_of_their_size_cost() -> None:

@@ -28,7 +28,8 @@ from tidepool.serve.queueing import FairQueue, Load, Ticket, try_later
 from tidepool.serve.stacking import Stacking, split, weight
 
 INLINE_S = 0.002
-"""Runs that are predicted to take longer go to a worker thread."""
+"""Runs that are predicted to take longer go to a worker thread; shorter ones may follow one another for so long before
+the event loop reads again: one at a time, a backlog of large bodies was read faster than it was answered."""
 RECHOOSE_RUNS = 16
 """Cheap runs after which the limit of a batch is chosen anew; dear ones are worth it each time."""
 GATHER_S, ALONE_S = 4e-5, 1e-4
@@ -188,9 +189,12 @@ class Batcher:
             self._wake = None
         if not self._queue:
             return
-        loop = asyncio.get_running_loop()
+        loop, until = asyncio.get_running_loop(), self._clock() + self._inline_s
         while self._queue and self._has_room():
             now = self._clock()
+            if now > until and not self._jobs:  # cheap runs, many of them: let others have their turn
+                self._wake_up(loop)
+                return
             self._choose_limit()
             size = min(self._queue.size, self.limit)
             cheap = not self._jobs and self._is_cheap(size)
@@ -207,10 +211,7 @@ class Batcher:
             self._usual_size += MEAN_WEIGHT * (size - self._usual_size)
             if cheap and batch:
                 self._run_inline(batch, loop)
-                if self._queue:
-                    self._wake_up(loop)
-                return
-            if batch:
+            elif batch:
                 self._submit(batch, loop)
 
     def _run_inline(self, batch: list[_Waiting], loop: asyncio.AbstractEventLoop) -> None:
