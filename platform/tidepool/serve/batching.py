@@ -192,9 +192,6 @@ class Batcher:
         loop, until = asyncio.get_running_loop(), self._clock() + self._inline_s
         while self._queue and self._has_room():
             now = self._clock()
-            if now > until and not self._jobs:  # cheap runs, many of them: let others have their turn
-                self._wake_up(loop)
-                return
             self._choose_limit()
             size = min(self._queue.size, self.limit)
             cheap = not self._jobs and self._is_cheap(size)
@@ -211,6 +208,9 @@ class Batcher:
             self._usual_size += MEAN_WEIGHT * (size - self._usual_size)
             if cheap and batch:
                 self._run_inline(batch, loop)
+                if self._queue and self._clock() > until:  # let others have their turn
+                    self._wake_up(loop)
+                    return
             elif batch:
                 self._submit(batch, loop)
 
