@@ -22,6 +22,13 @@ def test_a_key_opens_what_it_was_made_for(tmp_path: Path) -> None:
         ring.check(text, "iris", "infer")
 
 
+@pytest.mark.parametrize("scheme", ["", "Bearer ", "bearer ", "BEARER  "])
+def test_a_key_may_come_with_bearer_whose_case_does_not_matter(tmp_path: Path, scheme: str) -> None:
+    store = KeyFile(tmp_path / "keys.json")
+    text = store.create("alice")
+    assert Keyring(store.load()).check(f"{scheme}{text}", "digits", "infer").name == "alice"
+
+
 def test_the_secret_is_not_stored_and_the_file_is_private(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     text = KeyFile(path).create("alice")

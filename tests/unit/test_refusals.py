@@ -109,7 +109,7 @@ def keys() -> Keyring:
     return Keyring([Key("good", "good", digest("good"), ("*",), 0.0, None)])
 
 
-@pytest.mark.parametrize("sent", ["Basic Z29vZDpnb29k", "bearer good", "Digest username=a.b.c"])
+@pytest.mark.parametrize("sent", ["Basic Z29vZDpnb29k", "Token good", "Digest username=a.b.c"])
 def test_a_key_sent_in_another_way_than_bearer_is_told_so(dataplane: Dataplane, sent: str) -> None:
     status, message = refusal(dataplane, infer_body(), keyring=keys(), authorization=sent)
     assert status == 401
@@ -117,7 +117,7 @@ def test_a_key_sent_in_another_way_than_bearer_is_told_so(dataplane: Dataplane, 
     assert f"Seen: {scheme}. Allowed: Bearer. Remedy: send it as 'Authorization: Bearer <key>'." in message
 
 
-@pytest.mark.parametrize("sent", ["", "Bearer wrong", "Bearer tp_1 2"])
+@pytest.mark.parametrize("sent", ["", "Bearer", "Bearer ", "Bearer wrong", "Bearer tp_1 2"])
 def test_whoever_has_no_good_key_is_told_how_to_make_one(dataplane: Dataplane, sent: str) -> None:
     status, message = refusal(dataplane, infer_body(), keyring=keys(), authorization=sent)
     assert status == 401

@@ -149,15 +149,15 @@ class Keyring:
         """Look at everybody anew."""
         self._let_in.clear()
 
-    def check(self, text: str, model: str, verb: str) -> Key:
-        """The key that `text` is, or the token's, if it opens `model` for `verb` of `VERBS`.
+    def check(self, sent: str, model: str, verb: str) -> Key:
+        """The key or token that was `sent`, with or without `Bearer`, if it opens `model` for `verb` of `VERBS`.
 
         Raises:
-            Unauthenticated: no key, an unknown, revoked or expired one.
+            Unauthenticated: no key, an unknown, revoked or expired one, or another scheme's.
             Forbidden: the key doesn't open this model, or not for this.
             NotReady: it is a token, and the issuer's keys aren't there yet.
         """
-        asked = (text, model, verb)
+        asked = (sent, model, verb)
         key = self._let_in.get(asked) or self._let_anew(asked)
         if key.expires is not None and key.expires < self._clock():
             raise Unauthenticated("the API key or token has expired", seen=key.id, remedy="get a new one")
@@ -179,12 +179,10 @@ class Keyring:
         self._let_in[asked] = key
         return key
 
-    def _known(self, text: str, model: str, verb: str) -> Key:
+    def _known(self, sent: str, model: str, verb: str) -> Key:
+        text = _credentials(sent)
         if not text:
             raise Unauthenticated("an API key is needed", remedy=f"{SEND}; {MAKE}")
-        scheme, blank, _ = text.partition(" ")
-        if blank and scheme.isalpha():  # what a header has before its key; no key is of letters alone
-            raise Unauthenticated("not the way to send an API key", seen=scheme[:20], allowed="Bearer", remedy=SEND)
         if self._tokens is not None and text.count(".") == 2:
             return self._tokens.check(text, model, verb)
         key = self._by_digest.get(digest(text))
@@ -195,6 +193,16 @@ class Keyring:
         if verb not in key.verbs:
             raise Forbidden("the API key is not for this", seen=verb, allowed=", ".join(key.verbs))
         return key
+
+
+def _credentials(sent: str) -> str:
+    """A header's value without its scheme, whose case doesn't matter (RFC 9110, 11.1)."""
+    scheme, blank, text = sent.strip().partition(" ")
+    if scheme.lower() == "bearer":
+        return text.lstrip()
+    if blank and scheme.isalpha():  # no key is of letters alone
+        raise Unauthenticated("not the way to send an API key", seen=scheme[:20], allowed="Bearer", remedy=SEND)
+    return sent.strip()
 
 
 def digest(text: str) -> str:

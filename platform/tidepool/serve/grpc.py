@@ -236,10 +236,10 @@ async def infer(
 
 
 def api_key(grpc_context: Context) -> str:
-    """The key in a call's metadata: `x-api-key`, or `authorization: Bearer`; empty if there is none."""
+    """What a call's metadata has as `x-api-key` or `authorization`; empty if there is neither."""
     metadata = dict(grpc_context.invocation_metadata())
     text = metadata.get("x-api-key") or metadata.get("authorization", "")
-    return text.removeprefix("Bearer ").strip() if isinstance(text, str) else ""
+    return text if isinstance(text, str) else ""
 
 
 def server_metadata() -> pb.ServerMetadataResponse:

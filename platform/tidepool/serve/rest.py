@@ -243,8 +243,8 @@ class ModelApp:
         """The caller's key, which is good for `verb`; None where none is needed."""
         if self._keyring is None:
             return None
-        text = headers.get(b"x-api-key") or headers.get(b"authorization", b"").removeprefix(b"Bearer ")
-        return self._keyring.check(text.decode("latin-1").strip(), self.dataplane.model, verb)
+        sent = headers.get(b"x-api-key") or headers.get(b"authorization", b"")
+        return self._keyring.check(sent.decode("latin-1"), self.dataplane.model, verb)
 
 
 def _declared(headers: Mapping[bytes, bytes]) -> int:
