@@ -157,7 +157,7 @@ def compressed_requests_and_answers_are_the_same(asked: Asked) -> None:
         options = {"compression_algorithm": algorithm}
         if asked.is_http:
             options = {"request_compression_algorithm": algorithm, "response_compression_algorithm": algorithm}
-        same(asked.all_of(asked.infer(**options)), asked.all_of(asked.infer()))
+        same(asked.all_of(asked.infer(200, **options)), asked.all_of(asked.infer(200)))  # long enough to be packed
 
 
 @check

@@ -1,14 +1,16 @@
-"""Packed bodies: unpacked whole, or refused."""
+"""Bodies: packed, and unpacked whole or refused."""
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import zlib
+from collections.abc import Callable
 
 import pytest
 
 from tidepool.errors import InvalidRequest, RequestTooLarge
-from tidepool.serve.body import MEMBERS, unpack
+from tidepool.serve.body import MEMBERS, QUICK, pack, unpack
 
 BODY = b"the tide comes in and the tide goes out"
 
@@ -32,6 +34,13 @@ def packed(body: bytes, members: int = 1) -> bytes:
 )
 def test_what_was_packed_is_unpacked(encoding: bytes, body: bytes) -> None:
     assert unpack(body, encoding, 1000) == BODY
+
+
+@pytest.mark.parametrize("size", [0, 1000, QUICK + 1])
+@pytest.mark.parametrize(("encoding", "unpacked"), [(b"gzip", gzip.decompress), (b"deflate", zlib.decompress)])
+def test_what_is_packed_others_unpack(encoding: bytes, unpacked: Callable[[bytes], bytes], size: int) -> None:
+    body = (BODY * (size // len(BODY) + 1))[:size]
+    assert unpacked(asyncio.run(pack(body, encoding))) == body
 
 
 @pytest.mark.parametrize(

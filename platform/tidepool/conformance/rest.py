@@ -95,7 +95,7 @@ class RestTarget:
         """
         try:
             return self._client.request(method, path, **options)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise Failed(f"no answer to {method} {path}: {type(error).__name__} {error}") from None
 
     def _document(self, path: str) -> dict[str, Any]:

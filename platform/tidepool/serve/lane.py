@@ -19,9 +19,9 @@ from tidepool.errors import TidepoolError
 from tidepool.serve import eager, shortcut
 from tidepool.serve.body import Body, too_slow
 from tidepool.serve.grpclane import GrpcLane
-from tidepool.serve.heads import END, LONGEST_HEAD, fields
+from tidepool.serve.heads import END, LONGEST_HEAD, fields, is_length
 from tidepool.serve.intake import LARGE, Intake, memory
-from tidepool.serve.rest import MOST_DIGITS, Answer, ModelApp, failed
+from tidepool.serve.rest import Answer, ModelApp, failed
 
 OPENING = b"POST /v2/"
 REQUEST_LINE = re.compile(rb"POST (/v2/models/[\w.-]+)(?:/versions/([\w.-]+))?/infer HTTP/1\.1")
@@ -51,7 +51,7 @@ def plain(head: bytes) -> Head | None:
     if asked is None or headers is None or not DETOURS.isdisjoint(headers):
         return None
     length = headers.get(b"content-length", b"")
-    if not length.isdigit() or len(length) > MOST_DIGITS:
+    if not is_length(length):
         return None
     return Head(asked[1].decode(), asked[2].decode() if asked[2] else None, headers, int(length))
 

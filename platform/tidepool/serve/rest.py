@@ -16,8 +16,9 @@ from tidepool import errors
 from tidepool.errors import InvalidRequest, TidepoolError, TryLater, UnknownModel
 from tidepool.serve import codecs, explaining, generating, triton
 from tidepool.serve.auth import EXPLAIN, INFER, READ, Key, Keyring
-from tidepool.serve.body import PATIENCE_S, Body, Receive, read_body, too_large
+from tidepool.serve.body import LEAST_PACKED, PATIENCE_S, WINDOW, Body, Receive, pack, read_body, too_large
 from tidepool.serve.dataplane import Dataplane
+from tidepool.serve.heads import JSON_LENGTH, declared, json_length
 from tidepool.serve.masking import outline
 from tidepool.serve.presence import Held, stream, unless_gone
 from tidepool.serve.protocol import InferResponse
@@ -51,11 +52,8 @@ JSON = (b"content-type", b"application/json")
 OCTETS = (b"content-type", b"application/octet-stream")
 EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 PNG = (b"content-type", b"image/png")
-BINARY_LENGTH = b"inference-header-content-length"
 SPARED = 8
 """Of the places in a replica, the last one in so many is kept for API keys that have fewer than that."""
-MOST_DIGITS = 15
-"""Of a length in bytes."""
 
 
 def status_of(error: TidepoolError) -> int:
@@ -131,8 +129,8 @@ class ModelApp:
     async def infer(self, headers: Mapping[bytes, bytes], body: Body, version: str | None, key: str) -> Answer:
         """The answer to a request that was let in, a failure included."""
         try:
-            request = codecs.decode(body, _json_length(headers))
-            return _encoded(await self.dataplane.infer(request, version, key))
+            request = codecs.decode(body, json_length(headers))
+            return await _encoded(await self.dataplane.infer(request, version, key), headers)
         except Exception as error:
             return failed(self.dataplane.plainer(error, version), self.dataplane.model)
 
@@ -173,7 +171,7 @@ class ModelApp:
         if scope["method"] != "POST":
             return _wrong_method(b"POST")
         headers = dict(scope["headers"])
-        key = self.enter(headers, _declared(headers), version, verb)
+        key = self.enter(headers, declared(headers), version, verb)
         try:
             body = await read_body(headers, receive, self.max_body_bytes, self.patience_s)
             if verb == EXPLAIN:
@@ -186,12 +184,12 @@ class ModelApp:
             self.leave(key)
 
     async def _explain(self, headers: Mapping[bytes, bytes], body: Body, version: str | None, key: str) -> Answer:
-        request = codecs.decode(body, _json_length(headers))
+        request = codecs.decode(body, json_length(headers))
         async with self.dataplane.held():
             explained = await explaining.explain(self.dataplane, request, version, key)
         if PNG[1] in headers.get(b"accept", b""):
             return 200, [PNG], await asyncio.to_thread(explained.picture)
-        return _encoded(explained.response(self.dataplane.model))
+        return await _encoded(explained.response(self.dataplane.model), headers)
 
     async def _generate(
         self, scope: Scope, receive: Receive, version: str | None, way: str
@@ -199,7 +197,7 @@ class ModelApp:
         if scope["method"] != "POST":
             return _wrong_method(b"POST")
         headers = dict(scope["headers"])
-        key = self.enter(headers, _declared(headers), version)
+        key = self.enter(headers, declared(headers), version)
         try:
             prompt = generating.decode(await read_body(headers, receive, self.max_body_bytes, self.patience_s))
             async with contextlib.AsyncExitStack() as hold:
@@ -247,16 +245,6 @@ class ModelApp:
         return self._keyring.check(sent.decode("latin-1"), self.dataplane.model, verb)
 
 
-def _declared(headers: Mapping[bytes, bytes]) -> int:
-    """The length that a body is said to have, or 0."""
-    declared = headers.get(b"content-length", b"0")
-    return int(declared) if _is_number(declared) else 0
-
-
-def _is_number(text: bytes) -> bool:
-    return text.isdigit() and len(text) <= MOST_DIGITS
-
-
 def failed(error: Exception, model: str) -> Answer:
     """The answer that tells of an error; one that wasn't raised on purpose is logged, without its insides."""
     if not isinstance(error, TidepoolError):
@@ -282,19 +270,16 @@ async def respond(send: Send, status: int, headers: Headers, body: bytes) -> Non
     await send({"type": "http.response.body", "body": body})
 
 
-def _encoded(response: InferResponse) -> Answer:
-    content, json_length = codecs.encode(response)
-    if json_length is None:
-        return 200, [JSON], content
-    return 200, [OCTETS, (BINARY_LENGTH, b"%d" % json_length)], content
+async def _encoded(response: InferResponse, asked: Mapping[bytes, bytes]) -> Answer:
+    """Packed for who asks for that, by naming one encoding: most clients name several, and want speed."""
+    content, length = codecs.encode(response)
+    headers = [JSON] if length is None else [OCTETS, (JSON_LENGTH, b"%d" % length)]
+    encoding = asked.get(b"accept-encoding")
+    if encoding in WINDOW and len(content) >= LEAST_PACKED:
+        content = await pack(content, encoding)
+        headers.append((b"content-encoding", encoding))
+    return 200, headers, content
 
 
 def _wrong_method(allowed: bytes) -> Answer:
     return 405, [JSON, (b"allow", allowed)], error_body(f"method not allowed. Allowed: {allowed.decode()}.")
-
-
-def _json_length(headers: Mapping[bytes, bytes]) -> int | None:
-    text = headers.get(BINARY_LENGTH)
-    if text is not None and not _is_number(text):
-        raise InvalidRequest("Inference-Header-Content-Length is not a number", seen=text.decode("latin-1"))
-    return None if text is None else int(text)

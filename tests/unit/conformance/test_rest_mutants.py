@@ -148,6 +148,14 @@ def headed(name: bytes, value: bytes, status: int = 200) -> Mutant:
     return mutant
 
 
+async def boastful(asked: Any, ask: Any) -> Any:
+    """Announce an encoding that the answer isn't in."""
+    answer = await ask(asked)
+    accepted = asked.headers.get(b"accept-encoding")
+    claimed = {b"content-encoding": accepted} if accepted == b"gzip" else {}
+    return replace(answer, headers={**answer.headers, **claimed})
+
+
 def nests(asked: Any) -> bool:
     return any(isinstance(tensor["data"][0], list) for tensor in asked.document()["inputs"])
 
@@ -198,6 +206,7 @@ REST_MUTANTS: dict[str, Mutant] = {
     "http.keep-alive": headed(b"connection", b"close", 400),
     "http.gzip": refusing(lambda asked: b"content-encoding" in asked.headers),
     "http.deflate": refusing(lambda asked: b"content-encoding" in asked.headers),
+    "http.accept-encoding": boastful,
     "repository.index": told("/index", 200, [{"name": "many", "state": "UNAVAILABLE"}]),
     "binary.input": refusing(lambda asked: b"inference-header-content-length" in asked.headers),
     "binary.output": forgetting(output_parameters=True),

@@ -101,6 +101,17 @@ def broken_gzip(session: Session) -> None:
         refused(session, content, what, {"Content-Encoding": "gzip"})
 
 
+@rule("http.accept-encoding", Level.EXTENSION, "RFC 9110, 12.5.3", "an answer may be compressed for who accepts that")
+def accept_encoding(session: Session) -> None:
+    session.need_json()
+    body, _ = rest.encode(session.request())
+    for encoding in ("gzip", "deflate"):
+        response = session.rest.post_infer(session.request(), body, headers={"Accept-Encoding": encoding})
+        said = response.headers.get("content-encoding", "identity")
+        require(said in (encoding, "identity"), f"who accepts {encoding} alone gets", said)
+        same(session.baseline, rest.decode(response), f"accepting {encoding} changes")
+
+
 def _compressed(session: Session, encoding: str, compress: Callable[[bytes], bytes]) -> None:
     session.need_json()
     body, _ = rest.encode(session.request())
