@@ -56,7 +56,11 @@ def make_artifact(tmp_path: Path) -> Callable[..., Path]:
     """Makes a small artifact of the digits recipe whose logits are `bias` wherever the image is zero."""
 
     def make(
-        favourite: int = 0, golden_shift: float = 0.0, name: str = "digits", serve: Mapping[str, Any] | None = None
+        favourite: int = 0,
+        golden_shift: float = 0.0,
+        name: str = "digits",
+        serve: Mapping[str, Any] | None = None,
+        weights: bytes = b"no weights",
     ) -> Path:
         from tidepool.artifact import GOLDEN, ONNX, WEIGHTS, Golden, answer, new_artifact
         from tidepool.recipes.digits import Digits, Scaling
@@ -75,7 +79,7 @@ def make_artifact(tmp_path: Path) -> Callable[..., Path]:
             metrics={"accuracy": 0.5},
             lineage={"spec": {**spec, "serve": dict(serve or {})}},
         ) as building:
-            (building / WEIGHTS).write_bytes(b"no weights")
+            (building / WEIGHTS).write_bytes(weights)
             (building / ONNX).write_bytes(_linear_onnx(favourite))
             inputs = {"image": np.random.default_rng(0).uniform(0, 16, (4, 64)).astype(np.float32)}
             outputs = answer(recipe, scaling, OnnxEngine(building / ONNX), inputs)

@@ -36,6 +36,8 @@ COPIES_KEPT_S = 7 * 86_400.0
 class Artifact:
     """An opened artifact."""
 
+    uri: str
+    """Where it was opened."""
     folder: Path
     name: str
     recipe_path: str
@@ -165,6 +167,7 @@ def open_artifact(uri: str, cache: Path | None = None, expected_digest: str | No
     if storage.is_remote(uri):
         _forget_copies(folder)
     return Artifact(
+        uri=uri,
         folder=folder,
         name=manifest["name"],
         recipe_path=manifest["recipe"],

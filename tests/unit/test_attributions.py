@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from tidepool.artifact import Artifact, open_artifact
 from tidepool.cli.main import app
-from tidepool.errors import ModelNotFound, RecipeError, SpecError
+from tidepool.errors import InvalidRequest, ModelNotFound, SpecError
 from tidepool.evaluate.attributions import integrated_gradients
 from tidepool.evaluate.metrics import predict, trained
 from tidepool.recipes.digits import Digits, Scaling
@@ -54,16 +54,16 @@ def test_the_attributions_of_a_row_sum_to_what_the_features_change(artifact: Any
     pixels = artifact.preprocessing().apply(IMAGES)["pixels"]
     (logits,), (blank,) = predict(network, [pixels]), predict(network, [np.zeros_like(pixels)])
     assert found.targets.tolist() == logits.argmax(axis=1).tolist()
-    assert found.features["pixels"].shape == (3, 64)
+    assert found.attributions["pixels"].shape == (3, 64)
     change = np.take_along_axis(logits - blank, found.targets[:, None], axis=1)[:, 0]
-    np.testing.assert_allclose(found.features["pixels"].sum(axis=1), change, atol=0.02)
+    np.testing.assert_allclose(found.attributions["pixels"].sum(axis=1), change, atol=0.02)
 
 
 def test_a_prediction_or_target_that_there_is_not_is_refused(artifact: Any) -> None:
     assert integrated_gradients(artifact, IMAGES, "logits", 3).targets.tolist() == [3, 3, 3]
-    with pytest.raises(RecipeError, match="0 to 9"):
+    with pytest.raises(InvalidRequest, match="0 to 9"):
         integrated_gradients(artifact, IMAGES, target=10)
-    with pytest.raises(RecipeError, match="Allowed: logits"):
+    with pytest.raises(InvalidRequest, match="Allowed: logits"):
         integrated_gradients(artifact, IMAGES, "probabilities")
 
 

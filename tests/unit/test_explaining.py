@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
+from safetensors.torch import save
 
 from tidepool.artifact import open_artifact
 from tidepool.errors import InvalidRequest
 from tidepool.recipe import Signature, TensorSpec
+from tidepool.recipes.digits import Digits
 from tidepool.serve import pictures
 from tidepool.serve.auth import Key, Keyring, digest
 from tidepool.serve.dataplane import Dataplane, Lineup, load_version
+from tidepool.serve.gradients import Gradients
 from tidepool.serve.occlusion import MOST_ROWS, Explanation, Question, explain
 from tidepool.serve.protocol import Tensors
 from tidepool.serve.rest import ModelApp
@@ -130,12 +133,28 @@ def test_too_much_at_once_is_refused_before_anything_is_run() -> None:
     assert not seen
 
 
+def app_of(artifact: Path, gradients: Gradients | None = None) -> ModelApp:
+    plane = Dataplane("digits")
+    plane.flip(Lineup("1", {"1": load_version("1", open_artifact(str(artifact)))}))
+    keys = [Key(name, name, digest(name), ("*",), 0.0, None, (name,)) for name in ("explain", "infer")]
+    return ModelApp(plane, Keyring(keys), max_body_bytes=100_000, gradients=gradients)
+
+
 @pytest.fixture
 def app(make_artifact: Callable[..., Path]) -> ModelApp:
-    plane = Dataplane("digits")
-    plane.flip(Lineup("1", {"1": load_version("1", open_artifact(str(make_artifact(1))))}))
-    keys = [Key(name, name, digest(name), ("*",), 0.0, None, (name,)) for name in ("explain", "infer")]
-    return ModelApp(plane, Keyring(keys), max_body_bytes=100_000)
+    return app_of(make_artifact(1))
+
+
+@pytest.fixture(scope="module")
+def gradients() -> Iterator[Gradients]:
+    asked = Gradients()
+    yield asked
+    asked.end()
+
+
+@pytest.fixture
+def differentiable(make_artifact: Callable[..., Path], gradients: Gradients) -> ModelApp:
+    return app_of(make_artifact(weights=save(Digits().network().state_dict())), gradients)
 
 
 def asked(app: ModelApp, body: Any, path: str = "/explain", key: str = "explain", **headers: str) -> httpx.Response:
@@ -165,6 +184,42 @@ def test_a_model_explains_in_the_protocols_form(app: ModelApp, path: str) -> Non
     assert (target["name"], target["datatype"], target["data"]) == ("target", "INT64", [1, 1])
     assert (image["name"], image["datatype"], image["shape"]) == ("image", "FP32", [2, 64])
     assert np.ptp(image["data"]) > 0
+
+
+def test_integrated_gradients_are_of_the_networks_features(differentiable: ModelApp) -> None:
+    answer = asked(differentiable, request(2, method="integrated_gradients", target=4)).json()
+    assert (answer["parameters"]["method"], answer["parameters"]["output"]) == ("integrated_gradients", "logits")
+    target, pixels = answer["outputs"]
+    assert (target["name"], target["data"]) == ("target", [4, 4])
+    assert (pixels["name"], pixels["datatype"], pixels["shape"]) == ("pixels", "FP32", [2, 64])
+    assert np.ptp(pixels["data"]) > 0
+    drawn = asked(differentiable, request(2, method="integrated_gradients"), accept="image/png")
+    assert Image.open(io.BytesIO(drawn.content)).size == (256 + 8 + 256, 256)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "status", "words"),
+    [
+        ({"method": "guess"}, 400, "no such method. Seen: guess. Allowed: occlusion, integrated_gradients."),
+        ({"method": ["occlusion"]}, 400, "no such method"),
+        ({"method": "integrated_gradients", "window": 2}, 400, "unknown parameter. Seen: window."),
+        ({"method": "integrated_gradients", "output": 3}, 400, "parameter output is not a name"),
+        ({"method": "integrated_gradients", "output": "digit"}, 400, "Allowed: logits"),
+        ({"method": "integrated_gradients", "target": "3"}, 400, "parameter target is not an index"),
+        ({"method": "integrated_gradients", "target": 10}, 400, "Allowed: 0 to 9"),
+        ({"method": "integrated_gradients", "timeout": 1}, 429, "the deadline passed"),
+    ],
+)
+def test_gradients_that_make_no_sense_are_refused(
+    differentiable: ModelApp, parameters: dict[str, Any], status: int, words: str
+) -> None:
+    refused = asked(differentiable, request(1, **parameters))
+    assert (refused.status_code, words in refused.json()["error"]) == (status, True), refused.text
+
+
+def test_too_many_rows_for_gradients_are_refused(differentiable: ModelApp) -> None:
+    refused = asked(differentiable, request(129, method="integrated_gradients"))
+    assert (refused.status_code, "Allowed: 128" in refused.json()["error"]) == (400, True)
 
 
 def test_outputs_can_be_chosen_and_come_raw(app: ModelApp) -> None:

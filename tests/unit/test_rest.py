@@ -162,25 +162,6 @@ def test_a_packed_body_is_unpacked(send: Send, encoding: str, pack: Callable[[by
     assert response.json()["model_version"] == "2"
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-def test_an_answer_is_packed_for_who_names_one_encoding(send: Send, encoding: str) -> None:
-    rows = infer_body(shape=[30, 64], data=[0] * 30 * 64)
-    plain, packed, either = (
-        send("POST", "/infer", content=rows, headers={"accept-encoding": accepted})
-        for accepted in ("identity", encoding, "gzip, deflate")
-    )
-    assert packed.json()["outputs"] == plain.json()["outputs"]
-    assert packed.headers["content-encoding"] == encoding
-    assert int(packed.headers["content-length"]) < int(plain.headers["content-length"])
-    assert "content-encoding" not in plain.headers
-    assert "content-encoding" not in either.headers
-
-
-def test_a_short_answer_is_not_packed(send: Send) -> None:
-    response = send("POST", "/infer", content=infer_body(), headers={"accept-encoding": "gzip"})
-    assert "content-encoding" not in response.headers
-
-
 @pytest.mark.parametrize(
     ("encoding", "content", "status", "words"),
     [

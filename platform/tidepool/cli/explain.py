@@ -101,11 +101,9 @@ def _differentiate(
     from tidepool.recipe import Signature
     from tidepool.serve.occlusion import Explanation
 
-    recipe = artifact.recipe()
     found = integrated_gradients(artifact, inputs, prediction, target)
-    features = artifact.preprocessing().apply(inputs)
-    signature = Signature(recipe.features, recipe.predictions)
-    return signature, features, Explanation(found.features, found.prediction, found.targets)
+    explanation = Explanation(found.attributions, found.prediction, found.targets)
+    return Signature(found.specs, ()), found.values, explanation
 
 
 def _inputs(artifact: Artifact, request: Path | None) -> Tensors:

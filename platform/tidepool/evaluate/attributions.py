@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tidepool.artifact import Artifact
-from tidepool.errors import RecipeError
+from tidepool.errors import InvalidRequest
 from tidepool.evaluate.metrics import trained
-from tidepool.recipe import Batch
+from tidepool.recipe import Batch, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -26,13 +26,19 @@ METHOD = "integrated_gradients"
 STEPS = 64
 """Points at which gradients are taken on the way."""
 ROWS_AT_ONCE = 1024
+MOST_ROWS = 128
+"""Of raw inputs, at most: 8,192 go through the network."""
 
 
 @dataclass(frozen=True)
 class Attributions:
     """What the predictions for some rows rest on."""
 
-    features: dict[str, npt.NDArray[np.float32]]
+    specs: tuple[TensorSpec, ...]
+    """The features: what preprocessing makes of the inputs."""
+    values: dict[str, npt.NDArray[Any]]
+    """Of each feature."""
+    attributions: dict[str, npt.NDArray[np.float32]]
     """Of each feature, in its shape."""
     prediction: str
     """Whose value was explained."""
@@ -48,18 +54,21 @@ def integrated_gradients(
     `prediction`: the recipe's first unless named; `target`: of its values, each row's largest unless given.
 
     Raises:
-        RecipeError: no such prediction or target, or a feature that has no gradients: one of whole numbers.
+        InvalidRequest: no such prediction or target, too many rows, captum is missing, or a feature has no gradients,
+            being of whole numbers.
     """
     import torch
     from safetensors.torch import load_file
 
     recipe = artifact.recipe()
+    if (rows := len(next(iter(inputs.values())))) > MOST_ROWS:
+        raise InvalidRequest("too many rows to explain at once", seen=rows, allowed=MOST_ROWS)
     if discrete := [spec.name for spec in recipe.features if not spec.datatype.startswith("FP")]:
         remedy = "use occlusion"
-        raise RecipeError("only features with a fraction have gradients", seen=", ".join(discrete), remedy=remedy)
+        raise InvalidRequest("only features with a fraction have gradients", seen=", ".join(discrete), remedy=remedy)
     names = [spec.name for spec in recipe.predictions]
     if prediction is not None and prediction not in names:
-        raise RecipeError("no such prediction to explain", seen=prediction, allowed=", ".join(names))
+        raise InvalidRequest("no such prediction to explain", seen=prediction, allowed=", ".join(names))
     chosen = prediction or names[0]
     network = trained(recipe, load_file(artifact.weights))
     prepared = artifact.preprocessing().apply(inputs)
@@ -74,11 +83,11 @@ def integrated_gradients(
         predicted = scores(*features)
     if target is not None and not 0 <= target < predicted.shape[1]:
         allowed = f"0 to {predicted.shape[1] - 1}"
-        raise RecipeError(f"prediction {chosen} has no such target", seen=target, allowed=allowed)
+        raise InvalidRequest(f"prediction {chosen} has no such target", seen=target, allowed=allowed)
     targets = predicted.argmax(dim=1) if target is None else torch.full((len(predicted),), target)
     gradients = _gradients(scores, features, targets)
     found = {spec.name: each for spec, each in zip(recipe.features, gradients, strict=True)}
-    return Attributions(found, chosen, targets.numpy())
+    return Attributions(recipe.features, prepared, found, chosen, targets.numpy())
 
 
 def _gradients(
@@ -87,8 +96,9 @@ def _gradients(
     try:
         from captum.attr import IntegratedGradients
     except ModuleNotFoundError:
-        remedy = "pip install 'tidepool[explain]'"
-        raise RecipeError("integrated gradients need a package that is missing", seen="captum", remedy=remedy) from None
+        remedy = "pip install 'tidepool[explain]' where it is explained, or use occlusion"
+        missing = "integrated gradients need a package that is missing"
+        raise InvalidRequest(missing, seen="captum", remedy=remedy) from None
     found: Any = IntegratedGradients(scores).attribute(
         features, target=targets, n_steps=STEPS, internal_batch_size=max(ROWS_AT_ONCE, len(targets))
     )

@@ -50,6 +50,8 @@ class LoadedVersion:
     """Text that goes on from a text, step by step, of recipes that generate."""
     backend: str = OnnxEngine.backend
     """What answers, in the words of `engine.Engine`."""
+    uri: str = ""
+    """Where its artifact is."""
 
 
 def load_version(
@@ -66,7 +68,7 @@ def load_version(
     calibrate(batcher.costs, lambda rows: run(protocol.zeros(signature, rows)), WARM_UP_ROWS, slo_s / 4)
     generate = functools.partial(recipe.generate, preprocessing, engine) if isinstance(recipe, Generates) else None
     counts, backend = Counts(), engine.backend
-    return LoadedVersion(version, artifact.digest, signature, run, batcher, counts, generate, backend)
+    return LoadedVersion(version, artifact.digest, signature, run, batcher, counts, generate, backend, artifact.uri)
 
 
 @dataclass(frozen=True)

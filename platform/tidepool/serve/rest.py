@@ -18,6 +18,7 @@ from tidepool.serve import codecs, explaining, generating, triton
 from tidepool.serve.auth import EXPLAIN, INFER, READ, Key, Keyring
 from tidepool.serve.body import LEAST_PACKED, PATIENCE_S, WINDOW, Body, Receive, pack, read_body, too_large
 from tidepool.serve.dataplane import Dataplane
+from tidepool.serve.gradients import Gradients
 from tidepool.serve.heads import JSON_LENGTH, declared, json_length
 from tidepool.serve.masking import outline
 from tidepool.serve.presence import Held, stream, unless_gone
@@ -71,10 +72,12 @@ class ModelApp:
         max_body_bytes: int,
         max_in_air: int = sys.maxsize,
         patience_s: float = PATIENCE_S,
+        gradients: Gradients | None = None,
     ) -> None:
         """`max_in_air`: inference requests at a time; one more is refused before its body is read. `patience_s`: how
-        long a body may take to come.
+        long a body may take to come. `gradients`: where several models share it.
         """
+        self._gradients = gradients or Gradients()
         self.dataplane, self._keyring = dataplane, keyring
         self.max_body_bytes, self._max_in_air, self.patience_s = max_body_bytes, max_in_air, patience_s
         self.in_air = 0
@@ -186,7 +189,7 @@ class ModelApp:
     async def _explain(self, headers: Mapping[bytes, bytes], body: Body, version: str | None, key: str) -> Answer:
         request = codecs.decode(body, json_length(headers))
         async with self.dataplane.held():
-            explained = await explaining.explain(self.dataplane, request, version, key)
+            explained = await explaining.explain(self.dataplane, request, version, key, self._gradients)
         if PNG[1] in headers.get(b"accept", b""):
             return 200, [PNG], await asyncio.to_thread(explained.picture)
         return await _encoded(explained.response(self.dataplane.model), headers)

@@ -17,6 +17,7 @@ from tidepool.errors import ClusterError, TidepoolError
 from tidepool.serve import gateway, grpc, shortcut, versions
 from tidepool.serve.admission import Admission
 from tidepool.serve.body import Receive
+from tidepool.serve.gradients import Gradients
 from tidepool.serve.grpc import CALLS, Servicer
 from tidepool.serve.readiness import is_ready
 from tidepool.serve.reception import Desk, refuse, subject
@@ -48,7 +49,7 @@ class Shared:
     async def __init__(self, budget: int) -> None:  # type: ignore[misc]
         """`budget`: bytes for the models in memory."""
         importlib.import_module("onnxruntime")  # its own memory is no model's
-        self._shelf, self._scale = Shelf(budget), Scale()
+        self._shelf, self._scale, self._gradients = Shelf(budget), Scale(), Gradients()
         self._doors: dict[str, Door] = {}
         self._admissions: dict[str, Admission] = {}
         revision, value = await versions.keeper().wait.remote(versions.SHARED)
@@ -105,7 +106,7 @@ class Shared:
         revision, value = await versions.keeper().wait.remote(topic)
         await tenant.apply(value)
         host = tenant.host
-        app = ModelApp(tenant, keyring, host.max_body_bytes, host.max_in_air)
+        app = ModelApp(tenant, keyring, host.max_body_bytes, host.max_in_air, gradients=self._gradients)
         tasks = (
             asyncio.create_task(versions.follow(topic, tenant.apply, revision)),
             asyncio.create_task(versions.report(name, host.traffic.news)),

@@ -21,7 +21,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from tidepool.errors import ClusterError, RecipeError, StorageError
+from tidepool.errors import ClusterError, StorageError
+from tidepool.evaluate.metrics import trained
 from tidepool.recipe import Recipe, TensorSpec
 from tidepool.serve.engine import Arrays
 
@@ -105,15 +106,10 @@ class _Recording:
 
 
 def _network(recipe: Recipe, weights: Path) -> torch.nn.Module:
-    network = recipe.network()
     try:
-        network.load_state_dict(load_file(weights))
+        return trained(recipe, load_file(weights))
     except SafetensorError as error:
         raise StorageError("the weights can't be read", seen=f"{weights}: {error}") from error
-    except RuntimeError as error:
-        seen = " ".join(str(error).split())
-        raise RecipeError("the weights don't fit the recipe's network", seen=seen) from None
-    return network.eval()
 
 
 @torch.inference_mode()
