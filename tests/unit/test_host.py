@@ -109,6 +109,8 @@ def test_a_canary_for_which_there_is_no_memory_is_left_out(versions: list[Path])
     replica.memory_for = 1
     assert replica.told(1, canary=2, v1=one, v2=two) == ["1"]
     assert replica.dataplane.lineup.traffic is None
+    assert [(news.alias, news.failure) for news in replica.host.traffic.news()] == [("canary", "MemoryError")]
     replica.memory_for = 1
     assert replica.told(1, canary=2, v1=one, v2=two) == ["1", "2"]
     assert replica.dataplane.lineup.traffic is not None
+    assert [(news.alias, news.failure) for news in replica.host.traffic.news()] == [("canary", "")]

@@ -57,6 +57,17 @@ def test_a_canary_that_breaks_a_rule_is_ended_once(watches: Watches) -> None:
     assert watches.see("digits", bad(100)) is not None
 
 
+@pytest.mark.parametrize("decide", [True, False])
+def test_a_canary_that_a_replica_cannot_load_is_ended_if_it_decides_itself(watches: Watches, decide: bool) -> None:
+    assert watches.see("digits", good(100)) is None
+    verdict = watches.see("digits", News("canary", SHARE, Tally(), RULES, decide, "no memory"))
+    assert watches.see("digits", good(100, decide=False)) is None
+    assert watches.to_json("digits")["canary"]["failure"] == "no memory"
+    assert (verdict is not None) == decide
+    if verdict is not None:
+        assert (verdict.decision, verdict.reason) == (Decision.ROLLBACK, "it can't be loaded: no memory")
+
+
 def test_a_new_share_is_watched_anew_and_news_of_the_old_one_is_passed_over(watches: Watches) -> None:
     assert watches.see("digits", bad(20)) is not None
     later = Share("2", 20.0, 1005.0)

@@ -67,6 +67,8 @@ def traffic(name: str = NAME, json: bool = JSON) -> None:
     for alias, seen in watched.items():
         counts = ", ".join(f"{seen[count]} {count}" for count in ("answers", "errors", "slow", "compared", "disagreed"))
         print(f"{alias} {seen['version']}: {counts}")
+        if seen["failure"]:
+            print(f"{alias} {seen['version']}: can't be loaded, {seen['failure']}")
         if seen["verdict"]:
             print(f"{alias} {seen['version']}: {seen['verdict']['decision']}, {seen['verdict']['reason']}")
     rows = [[when(shift.at), alias, shift.version, f"{shift.percent:g} %", shift.why] for alias, shift in shifts]

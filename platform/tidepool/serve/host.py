@@ -34,9 +34,10 @@ class Host:
     async def apply(self, table: VersionTable) -> None:
         """Load what the table names and isn't loaded, flip, and let go of what it names no more.
 
-        A champion that can't be loaded is an error: the versions that answered go on. Others are merely left out.
+        A champion that can't be loaded is an error: the versions that answered go on. Others are left out, and a canary
+        that decides itself is ended so.
         """
-        loaded = dict(self._dataplane.versions)
+        loaded, failures = dict(self._dataplane.versions), dict[str, str]()
         for entry in sorted(table.entries, key=lambda entry: entry.version != table.champion):
             known = loaded.get(entry.version)
             if known is None or known.digest != entry.digest:
@@ -46,13 +47,15 @@ class Host:
                     if entry.version == table.champion:
                         raise
                     loaded.pop(entry.version, None)
+                    failures[entry.version] = str(error) or type(error).__name__
                     log.warning("version %s is left out: %s", entry.version, error)
             if entry.version == table.champion:
-                self._flip(table, dict(loaded))
-        self._flip(table, {entry.version: loaded[entry.version] for entry in table.entries if entry.version in loaded})
+                self._flip(table, dict(loaded), {})
+        named = {entry.version: loaded[entry.version] for entry in table.entries if entry.version in loaded}
+        self._flip(table, named, failures)
 
-    def _flip(self, table: VersionTable, loaded: Mapping[str, LoadedVersion]) -> None:
-        traffic = self.traffic.plan(table.champion, table.shares, loaded)
+    def _flip(self, table: VersionTable, loaded: Mapping[str, LoadedVersion], failures: Mapping[str, str]) -> None:
+        traffic = self.traffic.plan(table.champion, table.shares, loaded, failures)
         self._dataplane.flip(Lineup(table.champion, loaded, traffic))
 
     def _load(self, entry: Entry) -> LoadedVersion:

@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from tidepool.errors import RequestError
@@ -164,6 +165,8 @@ class TrafficControl:
         self.observed: dict[str, Observed] = {}
         """Of `canary` and `shadow`, since each got its present share."""
         self._told: dict[str, tuple[Observed, Tally]] = {}
+        self._failed: dict[str, tuple[Share, str]] = {}
+        """Those of them that can't be loaded, and why."""
 
     def mask(self, signature: Signature) -> Mask:
         """What may be written down of a version's tensors; it hides nothing where nothing is logged.
@@ -173,8 +176,17 @@ class TrafficControl:
         """
         return Mask(signature.sensitive if self._log else {}, self._mask_key)
 
-    def plan(self, champion: str, shares: Mapping[str, Share], loaded: Mapping[str, LoadedVersion]) -> Traffic | None:
-        """The traffic between the versions that are loaded; None if the champion answers all and nothing is logged."""
+    def plan(
+        self,
+        champion: str,
+        shares: Mapping[str, Share],
+        loaded: Mapping[str, LoadedVersion],
+        failures: Mapping[str, str] = MappingProxyType({}),
+    ) -> Traffic | None:
+        """The traffic between the versions that are loaded; None if the champion answers all and nothing is logged.
+        `failures`: why others can't be loaded.
+        """
+        self._failed = {a: (share, failures[share.version]) for a, share in shares.items() if share.version in failures}
         possible = {a: share for a, share in shares.items() if share.version in loaded and share.version != champion}
         kept = self.observed
         self.observed = {
@@ -208,9 +220,11 @@ class TrafficControl:
             earlier = before[1] if before is not None and before[0] is observed else Tally()
             now = replace(observed.tally)
             self._told[alias] = observed, now
-            decide = self._decide and alias == CANARY
-            news.append(News(alias, observed.share, now.since(earlier), self._rules, decide))
-        return news
+            news.append(self._of(alias, observed.share, now.since(earlier)))
+        return news + [self._of(alias, share, Tally(), failure) for alias, (share, failure) in self._failed.items()]
+
+    def _of(self, alias: str, share: Share, tally: Tally, failure: str = "") -> News:
+        return News(alias, share, tally, self._rules, self._decide and alias == CANARY, failure)
 
 
 def divided(model: str, champion: str, shares: Mapping[str, Share]) -> Split:

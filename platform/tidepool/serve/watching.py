@@ -30,6 +30,8 @@ class News:
     rules: Rules
     decide: bool
     """Whether the canary is to be promoted or ended by the rules."""
+    failure: str = ""
+    """Why the replica can't load its version."""
 
 
 @dataclass(slots=True)
@@ -39,6 +41,7 @@ class _Watched:
     verdict: Verdict | None = None
     """The latest; the last one if it is over."""
     over: bool = False
+    failure: str = ""
 
 
 class Watches:
@@ -60,9 +63,10 @@ class Watches:
         if known.share != news.share or known.over:
             return None  # a replica that hasn't heard of the latest shift
         known.watch.see(news.tally, now)
+        known.failure = news.failure or known.failure
         if not news.decide:
             return None
-        known.verdict = judge(known.watch, news.rules, now)
+        known.verdict = unloadable(news.failure) if news.failure else judge(known.watch, news.rules, now)
         known.over = known.verdict.decision is not Decision.WAIT
         return known.verdict if known.over else None
 
@@ -76,11 +80,17 @@ class Watches:
             alias: {
                 **asdict(watched.share),
                 **asdict(watched.watch.total),
+                "failure": watched.failure,
                 "verdict": watched.verdict.to_json() if watched.verdict else None,
             }
             for (name, alias), watched in self._watched.items()
             if name == model
         }
+
+
+def unloadable(failure: str) -> Verdict:
+    """What becomes of a canary that a replica can't load."""
+    return Verdict(Decision.ROLLBACK, f"it can't be loaded: {failure}", ())
 
 
 def conclude(settings: Settings, model: str, canary: Share, verdict: Verdict) -> bool:
