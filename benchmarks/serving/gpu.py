@@ -25,7 +25,7 @@ from workloads import WORKLOADS
 
 from tidepool.export.onnx import write_onnx
 from tidepool.serve.engine import OnnxEngine
-from tidepool.serve.torchengine import TorchEngine
+from tidepool.serve.torchengine import Gpu, TorchEngine
 
 WORKLOAD = WORKLOADS["b"]
 ROWS = (1, 4, 16, 48, 64, 256)
@@ -61,9 +61,9 @@ def engines(folder: Path) -> None:
     write(folder / "model.onnx")
     (folder / "weights").write_bytes(weights())
     began = time.perf_counter()
-    recorded = TorchEngine(recipes.Encoder(), folder / "weights", "cuda")
+    recorded = TorchEngine(recipes.Encoder(), folder / "weights", Gpu())
     print(f"loaded and recorded in {time.perf_counter() - began:.1f} s, {recorded.is_recorded=}\n")
-    plain = TorchEngine(recipes.Encoder(), folder / "weights", "cuda", recorded=())
+    plain = TorchEngine(recipes.Encoder(), folder / "weights", Gpu(sizes=()))
     onnx = OnnxEngine(folder / "model.onnx")
     print("| rows | ONNX Runtime, one core, ms | one by one, ms | recorded, ms | largest difference |")
     print("| --- | --- | --- | --- | --- |")

@@ -61,7 +61,7 @@ class TidepoolError(Exception):
     def __str__(self) -> str:
         parts = [self.what]
         if self.seen is not None:
-            seen = str(self.seen)
+            seen = _written(self.seen)
             parts.append(f"Seen: {seen if len(seen) <= LONGEST_SEEN else seen[:LONGEST_SEEN] + '...'}")
         parts += [
             f"{label}: {value}"
@@ -72,6 +72,13 @@ class TidepoolError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.what, self.seen, self.allowed, self.remedy)
+
+
+def _written(seen: object) -> str:
+    try:
+        return str(seen)
+    except RecursionError:  # a thousand lists in one another: clients send anything
+        return type(seen).__name__
 
 
 def _rebuild(kind: type[TidepoolError], what: str, seen: object, allowed: object, remedy: str | None) -> TidepoolError:

@@ -17,7 +17,13 @@ ADVISERS = tuple(
     f"platform/tidepool/{part}"
     for part in ("cli/", "cluster/", "registry/", "document.py", "settings.py", "spec.py", "storage.py")
 )
-ADVISED = {"SpecError", "StorageError", "RegistryError", "ModelNotFound", "NothingToRollBack", "ClusterError"} | {
+ADVISED = {
+    "SpecError",
+    "StorageError",
+    "RegistryError",
+    "ModelNotFound",
+    "NothingToRollBack",
+    "ClusterError",
     "NoCluster",
     "PortInUse",
 }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,9 +20,8 @@ from safetensors.torch import save_file
 from tidepool.evaluate.metrics import predict
 from tidepool.recipe import TensorSpec
 from tidepool.recipes.digits import Digits
-from tidepool.serve import torchengine
 from tidepool.serve.engine import open_engine
-from tidepool.serve.torchengine import TorchEngine
+from tidepool.serve.torchengine import Gpu, TorchEngine
 from tidepool.train import groups
 
 pytestmark = [
@@ -48,7 +50,7 @@ def recipe(network: torch.nn.Module, shape: tuple[int, ...] = (-1, WIDTH)) -> An
 
 def engine_of(network: torch.nn.Module, tmp_path: Path, **of_recipe: Any) -> TorchEngine:
     save_file(network.state_dict(), tmp_path / "weights.safetensors")
-    return TorchEngine(recipe(network, **of_recipe), tmp_path / "weights.safetensors", "cuda")
+    return TorchEngine(recipe(network, **of_recipe), tmp_path / "weights.safetensors", Gpu())
 
 
 def rows(count: int, width: int = WIDTH, seed: int = 0) -> npt.NDArray[np.float32]:
@@ -60,7 +62,7 @@ def test_a_gpu_answers_what_a_cpu_answers_whatever_the_size_of_the_batch(tmp_pat
     digits = Digits(hidden=32)
     network = digits.network()
     save_file(network.state_dict(), tmp_path / "weights.safetensors")
-    engine = TorchEngine(digits, tmp_path / "weights.safetensors", "cuda")
+    engine = TorchEngine(digits, tmp_path / "weights.safetensors", Gpu())
     for seed in range(3):  # a recording holds what was left over from the batch before
         features = [rows(count, 64, seed)]
         (answer,) = engine(features)
@@ -113,8 +115,34 @@ def test_a_replica_with_a_gpu_runs_torch_on_it(tmp_path: Path) -> None:
     artifact: Any = SimpleNamespace(recipe=Digits, weights=tmp_path / "weights.safetensors")
     before = torch.cuda.memory_allocated()
     engine = open_engine(artifact, "GPU")
-    assert engine.backend == torchengine.TorchEngine.backend
+    assert engine.backend == TorchEngine.backend
     assert torch.cuda.memory_allocated() > before
+
+
+LOST = """
+import sys, types, numpy as np, torch
+from pathlib import Path
+from safetensors.torch import save_file
+from tidepool.recipe import TensorSpec
+from tidepool.serve.torchengine import Gpu, TorchEngine
+
+network, weights = torch.nn.Embedding(10, 3), Path(sys.argv[1])
+save_file(network.state_dict(), weights)
+recipe = types.SimpleNamespace(network=lambda: network, features=(TensorSpec("word", "INT64", (-1,)),))
+engine = TorchEngine(recipe, weights, Gpu())
+engine([np.zeros(1, np.int64)])
+assert engine.fault is None
+try:
+    engine([np.full(1, 10)])
+except RuntimeError:
+    print("fault:", engine.fault)
+"""
+
+
+def test_a_gpu_that_a_request_has_lost_is_known_to_be(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LOST, str(tmp_path / "weights")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert re.search("^fault: (?!None)", done.stdout, re.MULTILINE), done.stderr
 
 
 def test_a_group_of_nccl_forms_sums_and_ends() -> None:

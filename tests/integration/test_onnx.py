@@ -99,6 +99,29 @@ def test_a_prediction_may_have_the_name_of_an_operator(tmp_path: Path, name: str
     assert open_onnx(tmp_path / "x.onnx")([tokens])[0].shape == (2, 4)
 
 
+@pytest.mark.parametrize(
+    ("feature", "prediction"),
+    [("x", "weight"), ("x", "scale"), ("x", "head.bias"), ("weight", "y"), ("head.bias", "head.weight")],
+)
+def test_features_and_predictions_may_have_the_names_of_parameters(
+    tmp_path: Path, feature: str, prediction: str
+) -> None:
+    class Weighted(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.head = torch.nn.Parameter(torch.randn(6, 4)), torch.nn.Linear(4, 3)
+            self.register_buffer("scale", torch.ones(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            answer: torch.Tensor = torch.relu(self.head(x @ self.weight)) * self.scale
+            return answer
+
+    shapes = Shapes((TensorSpec(feature, "FP32", (-1, 6)),), (TensorSpec(prediction, "FP32", (-1, 3)),))
+    rows = np.ones((2, 6), np.float32)
+    write_onnx(Weighted().eval(), shapes, [rows], tmp_path / "x.onnx")  # type: ignore[arg-type]
+    assert open_onnx(tmp_path / "x.onnx")([rows])[0].shape == (2, 3)
+
+
 def test_an_onnx_file_says_nothing_about_the_machine_it_was_made_on(tmp_path: Path) -> None:
     content = text(tmp_path)[0].read_bytes()
     assert str(Path(sys.prefix)).encode() not in content

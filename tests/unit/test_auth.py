@@ -127,6 +127,13 @@ def test_a_key_over_its_limit_is_told_to_try_later_but_is_known(tmp_path: Path) 
         ring.charge(ring.check(text, "digits", "infer"))
 
 
+def test_a_key_that_is_written_strangely_is_good_and_takes_no_room_from_others() -> None:
+    ring = Keyring([Key("good", "good", digest("good"), ("*",), 0.0, None)])
+    for blanks in range(2, 50):
+        assert ring.check(f"bearer{' ' * blanks}good", "digits", "infer").id == "good"
+    assert not ring._let_in
+
+
 def test_what_is_remembered_of_a_key_is_gone_with_the_key_and_bounded() -> None:
     key = Key("good", "good", digest("good"), ("*",), 0.0, None)
     ring = Keyring([key])

@@ -15,7 +15,7 @@ import pytest
 
 from tidepool.errors import TryLater
 from tidepool.recipe import TensorSpec
-from tidepool.serve.batching import Batcher
+from tidepool.serve.batching import INLINE_S, Batcher
 from tidepool.serve.costs import calibrate
 from tidepool.serve.protocol import Tensors
 from tidepool.serve.stacking import Stacking
@@ -150,23 +150,23 @@ def test_short_runs_gather_if_company_saves_something(seconds: Callable[[int], f
     assert virtual(scenario, seconds) == largest
 
 
-def test_a_backlog_of_short_runs_gets_more_than_one_a_pass_of_the_event_loop_and_lets_others_have_their_turn() -> None:
+@pytest.mark.parametrize("seconds", [0.0003, 0.0009, 0.0015, 0.0019])
+def test_of_a_backlog_as_many_run_as_fit_before_others_have_their_turn(seconds: float) -> None:
     async def scenario(batcher: Batcher, engine: VirtualEngine) -> list[float]:
         for _ in range(20):
             await batcher.run(row(), 1)
-        loop = asyncio.get_running_loop()
         waiting = [asyncio.ensure_future(batcher.run(row(), 1)) for _ in range(100)]
-        passes = [loop.time()]
+        loop, passes = asyncio.get_running_loop(), [asyncio.get_running_loop().time()]
         while not all(each.done() for each in waiting):
             await asyncio.sleep(0)
             passes.append(loop.time())
         assert engine.batches == [1] * 120
         return [after - before for before, after in pairwise(passes)]
 
-    turns = virtual(scenario, lambda rows: 0.0003 * rows, largest=1)
-    assert sum(turns) == pytest.approx(100 * 0.0003, rel=0.01)
-    assert 0.0015 < max(turns) < 0.0025
-    assert sum(turn > 0.0015 for turn in turns) >= 10
+    turns, runs = virtual(scenario, lambda rows: seconds * rows, largest=1), int(INLINE_S / seconds)
+    assert sum(turns) == pytest.approx(100 * seconds, rel=0.01)
+    assert max(turns) == pytest.approx(runs * seconds)
+    assert sum(turn == pytest.approx(max(turns)) for turn in turns) >= 100 // runs - 5
 
 
 def test_it_tells_how_many_came_and_what_requests_of_their_size_cost() -> None:

@@ -24,10 +24,17 @@ class Front(BaseHTTPRequestHandler):
     """A front end that has version 2 of digits in service, and nothing else."""
 
     def do_GET(self) -> None:
-        served = {"/v2/models/digits/ready": 200, "/v2/models/digits/versions/2/ready": 200}
-        self.send_response(served.get(self.path, 404))
-        self.send_header("content-length", "0")
+        self._answer(200 if self.path == "/v2/models/digits/versions/2/ready" else 404, b"")
+
+    def do_POST(self) -> None:
+        is_index = self.path == "/v2/repository/index"
+        self._answer(200 if is_index else 404, b'[{"name": "digits", "version": "2", "state": "READY"}]')
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("content-length", str(len(body)))
         self.end_headers()
+        self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
@@ -83,3 +90,4 @@ def test_what_could_be_deployed_is_what_to_do_next() -> None:
     assert next_step([]).startswith("run ")
     assert next_step(["digits"]) == "deploy digits"
     assert next_step(["digits", "iris"]) == "deploy digits  # or iris"
+    assert next_step([f"m{number}" for number in range(9)]) == "deploy m0  # or m1, m2, ..."

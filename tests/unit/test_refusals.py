@@ -105,6 +105,26 @@ def test_a_header_length_that_is_not_the_jsons_is_named(dataplane: Dataplane, le
     assert f"Seen: Inference-Header-Content-Length {length}, of {len(body)} bytes: " in message
 
 
+@pytest.mark.parametrize("path", ["/infer", "/explain"])
+@pytest.mark.parametrize("member", ["shape", "data", "datatype", "name", "parameters"])
+@pytest.mark.parametrize("depth", [10, 900, 2000])
+def test_lists_in_one_another_are_refused_however_many(
+    dataplane: Dataplane, path: str, member: str, depth: int
+) -> None:
+    nested = orjson.Fragment(b"[" * depth + b"1" + b"]" * depth)
+    status, message = refusal(dataplane, infer_body(**{member: nested}), path)
+    assert (status, bool(message)) == (400, True)
+
+
+@pytest.mark.parametrize("path", ["/infer", "/explain", "/generate"])
+@pytest.mark.parametrize("depth", [9, 1000])
+def test_parameters_in_one_another_are_refused(dataplane: Dataplane, path: str, depth: int) -> None:
+    nested = orjson.Fragment(b'{"a": [' * (depth // 2) + b"[1]" + b"]}" * (depth // 2))
+    document = {"text_input": "x", **orjson.loads(infer_body()), "parameters": {"key": nested}}
+    status, message = refusal(dataplane, orjson.dumps(document), path)
+    assert (status, message) == (400, "parameter key is nested too deeply. Allowed: 8 in one another.")
+
+
 def keys() -> Keyring:
     return Keyring([Key("good", "good", digest("good"), ("*",), 0.0, None)])
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tidepool.artifact import open_artifact
-from tidepool.errors import DoesNotFit, NotReady, TryLater, UnknownModel
+from tidepool.errors import DoesNotFit, InvalidRequest, NotReady, TryLater, UnknownModel
 from tidepool.serve.protocol import InferRequest
 from tidepool.serve.scale import Scale
 from tidepool.serve.shelf import Shelf
@@ -91,6 +91,24 @@ def test_a_model_is_loaded_by_its_first_request_and_put_away_for_another(table: 
         assert not one.versions
         assert gone() is None
         assert await digit(one) == ("1", 1)
+
+    run(story)
+
+
+def test_a_model_that_is_put_away_still_says_what_its_tensors_are(table: Callable[..., dict[str, Any]]) -> None:
+    async def story() -> None:
+        house = House(room=1.5)
+        one, two = house.tenant("one"), house.tenant("two")
+        wrong = InvalidRequest("unreadable")
+        wrong.told = [("image", "FP64", [1, 64])]
+        for tenant in (one, two):
+            await tenant.apply(table(1))
+            assert tenant.plainer(wrong, None) is wrong
+            await digit(tenant)
+        assert not one.versions
+        for version in (None, "1"):
+            assert "Allowed: FP32" in str(one.plainer(wrong, version))
+        assert one.plainer(wrong, "9") is wrong
 
     run(story)
 

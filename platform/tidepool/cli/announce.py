@@ -33,7 +33,7 @@ def answering(name: str, version: int, http_port: int, deadline_s: float = 10.0)
     from tidepool.cli.output import command
     from tidepool.serve.rollout import await_answer
 
-    if not in_service(http_port, name):
+    if name not in in_service(http_port):
         return f"{name} isn't in service: `{command()} deploy {name}` has it answer with version {version}"
     announce(name)
     await_answer(http_port, f"/v2/models/{name}/versions/{version}/ready", deadline_s)

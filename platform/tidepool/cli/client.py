@@ -53,16 +53,16 @@ class Client:
         return curl_line(self._base + _path(model, version), request, self._settings)
 
 
-def in_service(http_port: int, model: str) -> bool:
-    """Whether the front end at this port of this machine has a model in service; nobody needs a key to ask.
+def in_service(http_port: int) -> set[str]:
+    """The models that the front end at this port of this machine has in service; nobody needs a key to ask.
 
     Raises:
         ClusterError: nobody answers.
     """
     try:
-        url = f"http://localhost:{http_port}/v2/models/{model}/ready"
-        return httpx.get(url, timeout=10, trust_env=False).status_code != 404
-    except httpx.TransportError as error:
+        response = httpx.post(f"http://localhost:{http_port}/v2/repository/index", timeout=10, trust_env=False)
+        return {entry["name"] for entry in response.raise_for_status().json()}
+    except httpx.HTTPError as error:
         raise ClusterError("the server doesn't answer", seen=error, remedy="`tidepool status`") from error
 
 

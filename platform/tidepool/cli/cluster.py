@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 HTTP_PORT = typer.Option(8000, help="Port for inference requests, on this machine only.")
 GRPC_PORT = typer.Option(None, help="Port for gRPC, on this machine only; default the one after the HTTP port.")
 DASHBOARD_PORT = typer.Option(8265, help="Port of Ray's dashboard and of its jobs, on this machine only.")
+MOST_NAMED = 3
+"""Models in a hint."""
 COLOURS = {"OK": "green", "WARN": "yellow", "FAIL": "red"}
 
 
@@ -203,14 +205,14 @@ def _print_up(settings: Settings, cluster: LocalCluster, verb: str) -> None:
 
 
 def next_step(models: list[str]) -> str:
-    """What to type once a cluster is up, given the models that could be deployed and aren't.
+    """What to type once a cluster is up, given the models that could be deployed and aren't: of many, some.
 
     >>> next_step(["digits", "iris"])
     'deploy digits  # or iris'
     """
     if not models:
         return "run deployments/digits/spec.yaml"
-    first, *others = models
+    first, *others = models if len(models) <= MOST_NAMED else [*models[:MOST_NAMED], "..."]
     return f"deploy {first}  # or {', '.join(others)}" if others else f"deploy {first}"
 
 
@@ -221,7 +223,8 @@ def undeployed(http_port: int) -> list[str]:
     from tidepool.errors import TidepoolError
 
     try:
-        return [model.name for model in registry().models() if model.champion and not in_service(http_port, model.name)]
+        served = in_service(http_port)
+        return [model.name for model in registry().models() if model.champion and model.name not in served]
     except TidepoolError:
         return []
 

@@ -152,7 +152,7 @@ class _Log:
         self._console, self._bars, self._clock = console, bars, clock
         self._tasks: dict[str, TaskID] = {}
         self._told: dict[str, float] = {}
-        """When there was a line about a step, where there are no bars."""
+        """When there was a line about a step, where there are no bars; infinity once it is over."""
         self.error: str | None = None
         self.result: Any = None
 
@@ -176,9 +176,10 @@ class _Log:
         bars.update(self._tasks[step], completed=done, total=total, note=note)
 
     def _tell(self, step: str, done: float, total: float, note: str) -> None:
-        now = self._clock()
-        if done >= total or now - self._told.get(step, -math.inf) >= EVERY_S:
-            self._told[step] = now
+        now, told = self._clock(), self._told.get(step, -math.inf)
+        was_over, is_over = told == math.inf, done >= total
+        if was_over != is_over or (not is_over and now - told >= EVERY_S):
+            self._told[step] = math.inf if is_over else now
             self._print(f"{step:<10} {done / total if total else 1:>4.0%}  {note}".rstrip())
 
     def _print(self, line: str) -> None:

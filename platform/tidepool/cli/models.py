@@ -67,8 +67,7 @@ def promote(
         as_json(promoted.to_json())
     else:
         print(f"{name}@{alias} is version {version}" + (" already; nothing has changed" if was_it else ""))
-    if not was_it:
-        announce(name)
+    announce(name)  # again, too: who asks again may have been told that no cluster was told
 
 
 def rollback(name: str = typer.Argument(help="The registered model."), alias: str = ALIAS, json: bool = JSON) -> None:

@@ -71,9 +71,12 @@ def compared(metrics: Mapping[str, float], before: Mapping[str, float]) -> str:
     """
     parts = []
     for name in sorted(metrics.keys() & before.keys()):
-        change = round(metrics[name] - before[name], 12)
-        was = f", was {before[name]:.4g} ({change:+.2g})" if change else " as before"
-        parts.append(f"{name} {metrics[name]:.4g}{was}")
+        now, then = metrics[name], before[name]
+        digits = next((digits for digits in range(4, 12) if f"{now:.{digits}g}" != f"{then:.{digits}g}"), None)
+        if digits is None:
+            parts.append(f"{name} {now:.4g} as before")
+        else:
+            parts.append(f"{name} {now:.{digits}g}, was {then:.{digits}g} ({now - then:+.2g})")
     return "; ".join(parts) or "no metric in common"
 
 

@@ -118,12 +118,14 @@ def _compare(network: torch.nn.Module, path: Path, features: Arrays) -> None:
 
 
 def _rename_insides(graph: Any) -> None:
-    """Leave the names of the inputs and outputs to them: values inside have those of operators, as "embedding"."""
-    taken = {value.name for value in (*graph.inputs, *graph.outputs)}
-    for node in graph.all_nodes():
-        for value in node.outputs:
-            if value.name in taken and not value.is_graph_output():
-                value.name = f"{value.name}.inside"
+    """Leave the names of the inputs and outputs to them: values inside have those of operators and of
+    parameters, as "embedding"."""
+    ends = (*graph.inputs, *graph.outputs)
+    taken, kept = {value.name for value in ends}, {id(value) for value in ends}
+    computed = [value for node in graph.all_nodes() for value in node.outputs]
+    for value in (*graph.initializers.values(), *computed):
+        if value.name in taken and id(value) not in kept:
+            value.name = f"{value.name}.inside"
 
 
 def _strip(model: onnx.ModelProto) -> None:

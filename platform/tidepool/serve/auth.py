@@ -173,14 +173,17 @@ class Keyring:
             self.limits.check(key.id, key.limit)
 
     def _let_anew(self, asked: tuple[str, str, str]) -> Key:
-        key = self._known(*asked)
+        sent, model, verb = asked
+        text = _credentials(sent)
+        key = self._known(text, model, verb)
+        if sent not in (text, f"Bearer {text}"):
+            return key  # a key may be written in more ways than there is room for
         if len(self._let_in) >= MOST_REMEMBERED:
             del self._let_in[next(iter(self._let_in))]
         self._let_in[asked] = key
         return key
 
-    def _known(self, sent: str, model: str, verb: str) -> Key:
-        text = _credentials(sent)
+    def _known(self, text: str, model: str, verb: str) -> Key:
         if not text:
             raise Unauthenticated("an API key is needed", remedy=f"{SEND}; {MAKE}")
         if self._tokens is not None and text.count(".") == 2:

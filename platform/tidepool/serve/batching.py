@@ -208,7 +208,7 @@ class Batcher:
             self._usual_size += MEAN_WEIGHT * (size - self._usual_size)
             if cheap and batch:
                 self._run_inline(batch, loop)
-                if self._queue and self._clock() > until:  # let others have their turn
+                if self._queue and self._clock() + self.costs.seconds(size) > until:  # let others have their turn
                     self._wake_up(loop)
                     return
             elif batch:

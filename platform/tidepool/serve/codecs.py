@@ -18,7 +18,14 @@ from tidepool.errors import InvalidRequest
 from tidepool.recipe import DATATYPES
 from tidepool.serve.body import Body
 from tidepool.serve.jsondata import from_json
-from tidepool.serve.protocol import InferRequest, InferResponse, Parameters, RequestedOutput, Tensors
+from tidepool.serve.protocol import (
+    InferRequest,
+    InferResponse,
+    Parameters,
+    RequestedOutput,
+    Tensors,
+    check_parameters,
+)
 
 MOST_AXES, MOST_VALUES = 32, 2**40
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
@@ -53,6 +60,7 @@ def decode(body: Body, json_length: int | None = None) -> InferRequest:
         error.told = _told(document["inputs"])
         raise
     parameters = _mapping(document.get("parameters"), "parameters")
+    check_parameters(parameters)
     return InferRequest(
         inputs=inputs,
         id=_text_or_none(document.get("id"), "id"),

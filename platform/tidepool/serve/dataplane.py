@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tidepool.artifact import Artifact, answer
-from tidepool.errors import InvalidRequest, NotReady, TidepoolError, UnknownModel
+from tidepool.errors import ClusterError, InvalidRequest, NotReady, TidepoolError, UnknownModel
 from tidepool.recipe import Generates, Signature
 from tidepool.serve import protocol
 from tidepool.serve.batching import MAX_WAITING, Batcher
 from tidepool.serve.cache import Cache, cache_key
 from tidepool.serve.costs import calibrate
-from tidepool.serve.engine import OnnxEngine, open_engine
+from tidepool.serve.engine import Engine, open_engine
 from tidepool.serve.generating import Generating, Generation, Pieces, Prompt
 from tidepool.serve.protocol import InferRequest, InferResponse, Parameters, Tensors
 from tidepool.serve.stacking import Stacking
@@ -48,8 +48,8 @@ class LoadedVersion:
     counts: Counts = field(default_factory=Counts)
     generate: Callable[[str, Parameters], Generator[str, None, None]] | None = None
     """Text that goes on from a text, step by step, of recipes that generate."""
-    backend: str = OnnxEngine.backend
-    """What answers, in the words of `engine.Engine`."""
+    engine: Engine | None = None
+    """What answers; None of one that is made up."""
     uri: str = ""
     """Where its artifact is."""
 
@@ -67,8 +67,9 @@ def load_version(
     batcher = Batcher(run, Stacking(signature.inputs), slo_s, max_requests=max(1, max_waiting))
     calibrate(batcher.costs, lambda rows: run(protocol.zeros(signature, rows)), WARM_UP_ROWS, slo_s / 4)
     generate = functools.partial(recipe.generate, preprocessing, engine) if isinstance(recipe, Generates) else None
-    counts, backend = Counts(), engine.backend
-    return LoadedVersion(version, artifact.digest, signature, run, batcher, counts, generate, backend, artifact.uri)
+    return LoadedVersion(
+        version, artifact.digest, signature, run, batcher, generate=generate, engine=engine, uri=artifact.uri
+    )
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,16 @@ class Dataplane:
         """What to tell of an error: of inputs that can't be read, what the version's signature says of them."""
         if isinstance(error, InvalidRequest) and error.told:
             with suppress(NotReady, UnknownModel):  # then there is no signature here to go by
-                return protocol.plainer(error, self.choose(version).signature)
+                return protocol.plainer(error, self.signature(version))
         return error
+
+    def signature(self, version: str | None) -> Signature:
+        """What clients of a version, or of the champion, send and get.
+
+        Raises:
+            NotReady, UnknownModel: it isn't known.
+        """
+        return self.choose(version).signature
 
     async def infer(self, request: InferRequest, version: str | None = None, key: str = "") -> InferResponse:
         """Answer one request; `key` is the id of the caller's API key.
@@ -258,7 +267,7 @@ class Dataplane:
         return {
             "name": self.model,
             "versions": list(self.lineup.versions),
-            "platform": chosen.backend,
+            "platform": chosen.engine.backend if chosen.engine else "tidepool_none",
             **{side: tensors[side] for side in ("inputs", "outputs")},
             "parameters": {"version": chosen.version, "digest": chosen.digest},
         }
@@ -270,6 +279,18 @@ class Dataplane:
         document = {"model_stats": stats, **({"cache": asdict(self._cache.statistics)} if self._cache else {})}
         traffic = self.lineup.traffic
         return document if traffic is None else {**document, **traffic.to_json()}
+
+    def check(self) -> None:
+        """Whether this goes on.
+
+        Raises:
+            NotReady: nothing is loaded yet.
+            ClusterError: an engine will never answer again.
+        """
+        for loaded in self.lineup.versions.values():
+            if loaded.engine is not None and loaded.engine.fault:
+                remedy = "nothing: the replica is replaced"
+                raise ClusterError(f"version {loaded.version} can't answer", seen=loaded.engine.fault, remedy=remedy)
 
     def ready(self, version: str | None = None) -> bool:
         """Whether requests for this version would be answered."""

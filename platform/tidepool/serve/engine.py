@@ -25,36 +25,39 @@ class Engine(Protocol):
 
     backend: str
     """What it is in a model's metadata."""
+    fault: str | None
+    """Why it will never answer again, if so: the replica is replaced then."""
 
     def __call__(self, features: Sequence[npt.NDArray[Any]]) -> Arrays: ...
 
 
-def open_engine(artifact: Artifact, accelerator: str = "CPU") -> Engine:
+def open_engine(artifact: Artifact, accelerator: str = "CPU", gpu_files: Sequence[str] = GPU_FILES) -> Engine:
     """The engine for a replica that holds `accelerator`, a name as in `serve.accelerator`.
 
-    A real GPU runs the network as it was trained and pruned; everything else, logical GPUs among it, runs the ONNX
-    model on CPU.
+    A real GPU runs the network as it was trained and pruned; everything else, logical GPUs of a machine that has no
+    real one among it, runs the ONNX model on CPU.
 
     Raises:
-        ClusterError: torch can't use the GPU that there is.
+        ClusterError: torch can't use the GPU.
         StorageError: the model can't be loaded.
     """
-    if accelerator == "GPU" and has_gpu():
-        from tidepool.serve.torchengine import TorchEngine
+    if accelerator == "GPU" and has_gpu(gpu_files):
+        from tidepool.serve.torchengine import Gpu, TorchEngine
 
-        return TorchEngine(artifact.recipe(), artifact.weights, "cuda")
+        return TorchEngine(artifact.recipe(), artifact.weights, Gpu())
     return OnnxEngine(artifact.onnx)
 
 
-def has_gpu() -> bool:
+def has_gpu(files: Sequence[str] = GPU_FILES) -> bool:
     """Whether this machine has a real one. Neither torch nor Ray is asked: that would take as long as a start."""
-    return any(Path(file).exists() for file in GPU_FILES)
+    return any(Path(file).exists() for file in files)
 
 
 class OnnxEngine:
     """ONNX Runtime on CPU. `threads` threads work on one call."""
 
     backend = "tidepool_onnx"
+    fault: str | None = None
 
     def __init__(self, model: Path, threads: int = 1) -> None:
         import onnxruntime as ort

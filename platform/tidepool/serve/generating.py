@@ -64,7 +64,9 @@ def decode(body: Body) -> Prompt:
     if id_ is not None and not isinstance(id_, str):
         raise InvalidRequest("id is not a string", seen=id_)
     others = {name: value for name, value in document.items() if name not in ("text_input", "parameters", "id")}
-    return Prompt(document["text_input"], {**others, **(parameters or {})}, id_)
+    together = {**others, **(parameters or {})}
+    protocol.check_parameters(together)
+    return Prompt(document["text_input"], together, id_)
 
 
 class Generating:

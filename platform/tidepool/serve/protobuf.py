@@ -50,10 +50,11 @@ def decode(message: pb.ModelInferRequest) -> InferRequest:
         InvalidRequest: raw bytes beside typed contents, or a tensor whose data doesn't fit its datatype and shape.
     """
     raw = message.raw_input_contents
-    if raw and len(raw) != len(message.inputs):
-        raise InvalidRequest("raw_input_contents doesn't fit the inputs", seen=len(raw), allowed=len(message.inputs))
     inputs: Tensors = {}
     try:
+        if raw and len(raw) != len(message.inputs):
+            what = "raw_input_contents doesn't fit the inputs"
+            raise InvalidRequest(what, seen=len(raw), allowed=len(message.inputs))
         for at, tensor in enumerate(message.inputs):
             if tensor.name in inputs:
                 raise InvalidRequest("an input is given twice", seen=tensor.name)

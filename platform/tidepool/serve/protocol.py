@@ -17,6 +17,8 @@ from tidepool.recipe import DATATYPES, Signature, TensorSpec
 
 SERVER_NAME = "tidepool"
 MOST_PRIORITY = 100
+MOST_NESTED = 8
+"""Lists and objects in one another, in a request's parameter."""
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "schedule_policy", "statistics")
 OF_HTTP = ("binary_tensor_data",)
 """Extensions that gRPC has no need of."""
@@ -121,6 +123,23 @@ def select_outputs(signature: Signature, request: InferRequest, outputs: Tensors
         if request.binary_output if wanted.binary is None else wanted.binary:
             binary.add(wanted.name)
     return selected, frozenset(binary)
+
+
+def check_parameters(parameters: Parameters) -> None:
+    """Refuse lists in lists in lists, over which whoever compares or writes them would stumble.
+
+    Raises:
+        InvalidRequest: more than `MOST_NESTED` in one another.
+    """
+    for name, value in parameters.items():
+        if _is_nested(value, MOST_NESTED):
+            raise InvalidRequest(f"parameter {name} is nested too deeply", allowed=f"{MOST_NESTED} in one another")
+
+
+def _is_nested(value: object, most: int) -> bool:
+    if not isinstance(value, list | dict):
+        return False
+    return most == 0 or any(_is_nested(one, most - 1) for one in (value if isinstance(value, list) else value.values()))
 
 
 def urgency(parameters: Parameters) -> tuple[int, float | None]:

@@ -51,7 +51,7 @@ class Model:
 
     def check_health(self) -> None:
         """Serve calls this every few seconds and replaces a replica in which it raises."""
-        _ = self._dataplane.lineup
+        self._dataplane.check()
 
     def __del__(self) -> None:
         """Serve calls this when the replica ends."""

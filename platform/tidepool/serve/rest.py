@@ -280,7 +280,7 @@ async def _encoded(response: InferResponse, asked: Mapping[bytes, bytes]) -> Ans
     encoding = asked.get(b"accept-encoding")
     if encoding in WINDOW and len(content) >= LEAST_PACKED:
         content = await pack(content, encoding)
-        headers.append((b"content-encoding", encoding))
+        headers += [(b"content-encoding", encoding), (b"vary", b"accept-encoding")]
     return 200, headers, content
 
 

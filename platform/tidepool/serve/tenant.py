@@ -17,6 +17,7 @@ from typing import Any
 
 from tidepool.artifact import Artifact
 from tidepool.errors import NotReady, UnknownModel
+from tidepool.recipe import Signature
 from tidepool.serve import protocol
 from tidepool.serve.dataplane import Dataplane, LoadedVersion, load_version
 from tidepool.serve.host import Host
@@ -53,6 +54,8 @@ class Tenant(Dataplane):
         """What each that was too large took, and until when that is believed."""
         self._counts: dict[str, Counts] = {}
         """Of each version of the table that was ever loaded."""
+        self._signatures: dict[str, Signature] = {}
+        """Of the same."""
 
     async def apply(self, value: dict[str, Any]) -> None:
         """Answer by this table of versions: at once, if the model is in memory."""
@@ -61,6 +64,7 @@ class Tenant(Dataplane):
         self._bytes = {digest: size for digest, size in self._bytes.items() if digest in digests}
         self._refused = {digest: size for digest, size in self._refused.items() if digest in digests}
         self._counts = {version: counts for version, counts in self._counts.items() if version in versions}
+        self._signatures = {version: one for version, one in self._signatures.items() if version in versions}
         await self._shelf.renew(self)
 
     def held(self) -> AbstractAsyncContextManager[None]:
@@ -128,6 +132,12 @@ class Tenant(Dataplane):
         table = self._table
         return table is not None and version in (None, *(entry.version for entry in table.entries))
 
+    def signature(self, version: str | None) -> Signature:
+        """As any dataplane; known as long as the table names a version that was ever loaded."""
+        if self._table is not None and (known := self._signatures.get(version or self._table.champion)):
+            return known
+        return super().signature(version)
+
     def statistics(self, version: str | None = None) -> dict[str, Any]:
         """What the versions have done in this replica, in memory or not; and what the model takes of the memory."""
         if not self.ready(version):
@@ -157,6 +167,7 @@ class Tenant(Dataplane):
             self._refused[artifact.digest] = weighed, self._clock() + WEIGHED_AGAIN_S
         self._check(others + weighed)
         self._bytes[artifact.digest] = weighed
+        self._signatures[version] = loaded.signature
         return replace(loaded, counts=self._counts.setdefault(version, loaded.counts))
 
     def _check(self, size: int) -> None:

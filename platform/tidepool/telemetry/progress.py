@@ -46,6 +46,6 @@ def parse(line: str) -> tuple[str, float, float, str] | None:
         return None
     try:
         record = orjson.loads(line[1:])
-        return record["step"], record["done"], record["total"], record["note"]
-    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return record["step"], float(record["done"]), float(record["total"]), record["note"]
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
         return None
