@@ -78,7 +78,7 @@ class Pipeline:
 
     def export(self) -> ModelVersion:
         """Compress the newest complete run, check that the result answers as the original did, and register it; promote
-        it, unless the champion has another signature.
+        it, unless the champion has another signature or the spec wants none of it.
 
         Raises:
             TrainingError: there is no complete run of this spec, or it wasn't evaluated.
@@ -116,13 +116,16 @@ class Pipeline:
                 "spec a name of its own"
             )
             return version
-        promoted = self._registry().promote(name, number)
-        print(f"registered {name} version {number} as champion")
+        alias = "champion" if champion is None or self._spec.evaluate.promote else "challenger"
+        promoted = self._registry().promote(name, number, alias)
+        print(f"registered {name} version {number} as {alias}")
         if champion:
-            print(
-                f"beside version {champion.version}, champion before: {gate.compared(made.metrics, champion.metrics)}"
-            )
-            print(f"`tidepool rollback {name}` goes back to version {champion.version}")
+            metrics = gate.compared(made.metrics, champion.metrics)
+            print(f"beside version {champion.version}, the champion so far: {metrics}")
+            if alias == "champion":
+                print(f"`tidepool rollback {name}` goes back to version {champion.version}")
+            else:
+                print(f"`tidepool canary {name} {number} --percent 10` has it answer a tenth of the requests")
         return promoted
 
     def held_out(self, rows: int) -> dict[str, npt.NDArray[Any]]:

@@ -121,6 +121,9 @@ class EvaluateSpec(Section):
         default_factory=dict,
         description='Metric to rule, e.g. accuracy: ">= 0.95"; <metric>_vs_champion is the difference to the champion.',
     )
+    promote: bool = Field(
+        True, description="Whether a version that meets it becomes champion; if not, it is registered as challenger."
+    )
 
 
 class ExportSpec(Section):

@@ -150,6 +150,11 @@ def test_the_second_demonstration_registers_version_2_and_versions_move(newcomer
     newcomer.types("rollback", "digits")
     assert newcomer.version_that_answers() == "1"
     assert "named no other version" in newcomer.types("rollback", "digits", exit_code=8)
+    said = newcomer.types("export", "deployments/digits/spec.yaml", "--set", "evaluate.promote=false")
+    assert "registered digits version 3 as challenger" in said
+    assert "tidepool canary digits 3 --percent 10" in said
+    assert newcomer.models()[0]["aliases"] == {"champion": 1, "challenger": 3}
+    assert newcomer.version_that_answers() == "1"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from tidepool.artifact import open_artifact
 from tidepool.cli.announce import answering
-from tidepool.cli.cluster import next_step, undeployed
+from tidepool.cli.cluster import next_step, standing
 from tidepool.cluster.environment import ELSEWHERE
 from tidepool.errors import ClusterError
 from tidepool.evaluate.gate import compared
@@ -73,21 +73,22 @@ def test_what_a_new_champion_changes_is_said_of_every_metric_in_common() -> None
 
 
 def test_champions_that_are_not_in_service_could_be_deployed(front: int, make_artifact: Callable[..., Path]) -> None:
-    assert undeployed(front) == []
+    assert standing(front) == ([], {"digits"})
     settings = Settings()
     here = Registry(settings.registry, settings.storage("artifacts"))
     for name in ("digits", "iris", "unproven"):
         here.register(open_artifact(str(make_artifact(name=name))))
     for name in ("digits", "iris"):
         here.promote(name, 1)
-    assert undeployed(front) == ["iris"]
+    assert standing(front) == (["digits", "iris"], {"digits"})
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        assert undeployed(probe.getsockname()[1]) == []
+        assert standing(probe.getsockname()[1]) == ([], set())
 
 
 def test_what_could_be_deployed_is_what_to_do_next() -> None:
-    assert next_step([]).startswith("run ")
-    assert next_step(["digits"]) == "deploy digits"
-    assert next_step(["digits", "iris"]) == "deploy digits  # or iris"
-    assert next_step([f"m{number}" for number in range(9)]) == "deploy m0  # or m1, m2, ..."
+    assert next_step([], set()).startswith("run ")
+    assert next_step(["digits"], {"digits"}) == "status"
+    assert next_step(["digits", "iris"], {"digits"}) == "deploy iris"
+    assert next_step(["digits", "iris"], set()) == "deploy digits  # or iris"
+    assert next_step([f"m{number}" for number in range(9)], set()) == "deploy m0  # or m1, m2, ..."

@@ -102,6 +102,18 @@ def test_who_gives_up_ends_what_was_done_for_him_and_nobody_elses(artifact: Arti
     asyncio.run(main())
 
 
+def test_a_process_that_is_starting_goes_on_for_the_next_question(artifact: Artifact, gradients: Gradients) -> None:
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(gradients.ask(question(artifact)), 0.1)
+        await asyncio.to_thread(wait_until, lambda: bool(beside()))
+        (process,) = beside()
+        assert (await gradients.ask(question(artifact))).prediction == "logits"
+        assert beside() == [process]
+
+    asyncio.run(main())
+
+
 def test_what_goes_wrong_is_told(artifact: Artifact, gradients: Gradients, tmp_path: Path) -> None:
     with pytest.raises(StorageError):
         asyncio.run(gradients.ask(question(artifact, uri=str(tmp_path / "nothing"))))

@@ -60,11 +60,11 @@ def test_without_a_limit_everything_passes() -> None:
 def test_a_refusal_says_whose_count_it_is() -> None:
     limits, limit = Limits(clock=lambda: 0.0), Limit(per_day=1)
     limits.check("alice", limit)
-    assert "of each replica" in str(refusal(limits, limit))
-    limits.hear({})
     assert "of all replicas together" in str(refusal(limits, limit))
     limits.take_back({})
     assert "of each replica" in str(refusal(limits, limit))
+    limits.hear({})
+    assert "of all replicas together" in str(refusal(limits, limit))
 
 
 def test_a_limit_reads_as_it_is_typed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,11 @@ def test_a_header_length_that_is_not_the_jsons_is_named(dataplane: Dataplane, le
     status, message = refusal(dataplane, body, inference_header_content_length=str(length))
     assert status == 400
     assert f"Seen: Inference-Header-Content-Length {length}, of {len(body)} bytes: " in message
+
+
+def test_a_packed_body_without_its_header_is_told_of_it(dataplane: Dataplane) -> None:
+    status, message = refusal(dataplane, gzip.compress(infer_body()))
+    assert (status, "Content-Encoding: gzip" in message) == (400, True)
 
 
 @pytest.mark.parametrize("path", ["/infer", "/explain"])

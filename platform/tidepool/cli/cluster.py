@@ -201,32 +201,32 @@ def _print_up(settings: Settings, cluster: LocalCluster, verb: str) -> None:
         console.print("For Ray's own commands in this shell:")
         console.print(f"  export RAY_API_SERVER_ADDRESS={cluster.dashboard} RAY_DASHBOARD_ADDRESS={cluster.dashboard}")
         console.print(f"  export RAY_ADDRESS='{cluster.address}'")
-    console.print(f"Next: {command()} {next_step(undeployed(cluster.http_port))}")
+    console.print(f"Next: {command()} {next_step(*standing(cluster.http_port))}")
 
 
-def next_step(models: list[str]) -> str:
-    """What to type once a cluster is up, given the models that could be deployed and aren't: of many, some.
+def next_step(champions: list[str], served: set[str]) -> str:
+    """What to type once a cluster is up, given the models that have a champion and those in service.
 
-    >>> next_step(["digits", "iris"])
+    >>> next_step(["digits", "iris", "tales"], {"tales"})
     'deploy digits  # or iris'
     """
+    models = [name for name in champions if name not in served]
     if not models:
-        return "run deployments/digits/spec.yaml"
+        return "status" if served else "run deployments/digits/spec.yaml"
     first, *others = models if len(models) <= MOST_NAMED else [*models[:MOST_NAMED], "..."]
     return f"deploy {first}  # or {', '.join(others)}" if others else f"deploy {first}"
 
 
-def undeployed(http_port: int) -> list[str]:
-    """Models with a champion that aren't in service; none where that can't be told."""
+def standing(http_port: int) -> tuple[list[str], set[str]]:
+    """The models that have a champion, and those in service; none where that can't be told."""
     from tidepool.cli.client import in_service
     from tidepool.cli.models import registry
     from tidepool.errors import TidepoolError
 
     try:
-        served = in_service(http_port)
-        return [model.name for model in registry().models() if model.champion and model.name not in served]
+        return [model.name for model in registry().models() if model.champion], in_service(http_port)
     except TidepoolError:
-        return []
+        return [], set()
 
 
 def _print_status(found: Status, cluster: LocalCluster | None) -> None:

@@ -19,7 +19,8 @@ def register(app: typer.Typer) -> None:
 
 
 def deploy(name: str = NAME, json: bool = JSON) -> None:
-    """Put a model's champion into service, with replicas of its own or shared ones; others are left alone."""
+    """Put a model's champion into service, with the settings that its own spec has; others are left alone."""
+    from tidepool.cli.models import registry
     from tidepool.cluster.local import connect, running, stay_here
     from tidepool.serve.app import deploy as deploy_application
     from tidepool.settings import Settings
@@ -35,6 +36,7 @@ def deploy(name: str = NAME, json: bool = JSON) -> None:
         as_json({"name": name, "url": url})
     else:
         print(f"{name} answers at {url}")
+        print(f"as the spec says that version {registry().version(name).version} was made with")
 
 
 def undeploy(name: str = NAME, json: bool = JSON) -> None:

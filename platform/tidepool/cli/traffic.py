@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import sys
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from tidepool.cli.announce import announce
 from tidepool.cli.models import registry
 from tidepool.cli.output import JSON, as_json, table, when
+
+if TYPE_CHECKING:
+    from tidepool.registry.entities import Shift
 
 NAME = typer.Argument(help="The registered model.")
 
@@ -65,13 +68,15 @@ def traffic(name: str = NAME, json: bool = JSON) -> None:
     for alias, share in shares.items():
         print(f"version {share.version} is {alias} with {share.percent:g} % since {when(share.at)}")
     for alias, seen in watched.items():
+        if alias not in shares:
+            continue  # it has ended: the shifts below say how
         counts = ", ".join(f"{seen[count]} {count}" for count in ("answers", "errors", "slow", "compared", "disagreed"))
         print(f"{alias} {seen['version']}: {counts}")
         if seen["failure"]:
             print(f"{alias} {seen['version']}: can't be loaded, {seen['failure']}")
         if seen["verdict"]:
             print(f"{alias} {seen['version']}: {seen['verdict']['decision']}, {seen['verdict']['reason']}")
-    rows = [[when(shift.at), alias, shift.version, f"{shift.percent:g} %", shift.why] for alias, shift in shifts]
+    rows = [[when(shift.at), alias, shift.version, _given(shift), shift.why] for alias, shift in shifts]
     table(["when", "as", "version", "share", "why"], rows, title="shifts")
 
 
@@ -105,6 +110,10 @@ def replay(
         table(["slice", "value", "rows", "disagreed", "failed", "share"], rows, title=title)
     if max_disagreement is not None:
         report.check(max_disagreement)
+
+
+def _given(shift: Shift) -> str:
+    return "is champion" if shift.why.startswith("promote") else f"{shift.percent:g} %"
 
 
 def _watched(name: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tidepool.cluster import head
-from tidepool.cluster.local import connect, running
+from tidepool.cluster.local import connect, elsewhere, running
 from tidepool.settings import Settings
 
 
@@ -44,9 +44,8 @@ def status(settings: Settings) -> Status:
         NoCluster: RAY_ADDRESS isn't set and no local cluster runs.
         ClusterError: nothing answers at RAY_ADDRESS.
     """
-    elsewhere = os.environ.get("RAY_ADDRESS")
-    address = elsewhere or running(settings).address
-    prefixes = {} if elsewhere else _route_prefixes(running(settings).http_port)
+    address = os.environ.get("RAY_ADDRESS") or running(settings).address
+    prefixes = {} if elsewhere(settings) else _route_prefixes(running(settings).http_port)
     with connect(settings):
         import ray
         from ray import serve

@@ -71,7 +71,7 @@ def unpack(body: bytes, encoding: bytes | None, limit: int) -> bytes:
     """
     name = (encoding or b"").strip().lower().removeprefix(b"x-")
     if name not in WINDOW:
-        raise InvalidRequest("unknown content-encoding", seen=encoding, allowed="gzip, deflate")
+        raise InvalidRequest("unknown content-encoding", seen=name.decode("latin-1"), allowed="gzip, deflate")
     unpacked, rest = b"", body
     for _ in range(MEMBERS[name]):
         unpacker = zlib.decompressobj(WINDOW[name])

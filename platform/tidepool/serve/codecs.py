@@ -28,6 +28,8 @@ from tidepool.serve.protocol import (
 )
 
 MOST_AXES, MOST_VALUES = 32, 2**40
+GZIP = b"\x1f\x8b"
+"""How it begins: RFC 1952, section 2.3.1."""
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 
 
@@ -44,7 +46,7 @@ def decode(body: Body, json_length: int | None = None) -> InferRequest:
     try:
         document = orjson.loads(body if json_length is None else memoryview(body)[:json_length])
     except orjson.JSONDecodeError as error:
-        raise _not_json(error, json_length, len(body)) from None
+        raise _not_json(error, json_length, body) from None
     if not isinstance(document, dict) or not isinstance(document.get("inputs"), list):
         raise InvalidRequest("the request has no list of inputs", allowed='{"inputs": [...]}')
     raw = _Raw(body, len(body) if json_length is None else json_length)
@@ -125,13 +127,17 @@ def from_raw(name: str, datatype: str, shape: tuple[int, ...], data: bytes | mem
     return np.frombuffer(data, dtype).reshape(shape)
 
 
-def _not_json(error: orjson.JSONDecodeError, json_length: int | None, size: int) -> InvalidRequest:
+def _not_json(error: orjson.JSONDecodeError, json_length: int | None, body: Body) -> InvalidRequest:
+    if body[:2] == GZIP:
+        return InvalidRequest(
+            "the body is packed", seen="gzip", remedy="send it with the header Content-Encoding: gzip"
+        )
     if json_length is None:
         remedy = "send JSON; it has no NaN and no Infinity"
         return InvalidRequest("the body is not JSON", seen=str(error), remedy=remedy)
     return InvalidRequest(
         "the part of the body that Inference-Header-Content-Length says is JSON is not JSON",
-        seen=f"Inference-Header-Content-Length {json_length}, of {size} bytes: {error}",
+        seen=f"Inference-Header-Content-Length {json_length}, of {len(body)} bytes: {error}",
         allowed="the length in bytes of the JSON before the raw tensors",
         remedy="count the bytes of the JSON as sent, not its characters",
     )

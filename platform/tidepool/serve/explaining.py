@@ -29,6 +29,8 @@ from tidepool.serve.stacking import Stacking
 STEP_S = 0.02
 """What a step of an explanation should take the engine at most; a single row may take longer."""
 MOST_AT_ONCE = 64
+LONGEST_START_S = 5.0
+"""After which the process that differentiates is there."""
 TARGET = "target"
 """The output that names what was explained; an input of this name keeps it."""
 KNOWN = {
@@ -105,7 +107,7 @@ async def _differentiate(loaded: LoadedVersion, request: InferRequest, gradients
         async with asyncio.timeout(timeout_s or None):
             found = await gradients.ask(Question(loaded.uri, loaded.digest, request.inputs, prediction, target))
     except TimeoutError:
-        raise try_later("the deadline passed before it was explained", timeout_s or 0.0) from None
+        raise try_later("the deadline passed before it was explained", LONGEST_START_S) from None
     explanation = Explanation(found.attributions, found.prediction, found.targets)
     return Explained(loaded, request, attributions.METHOD, Signature(found.specs, ()), found.values, explanation)
 

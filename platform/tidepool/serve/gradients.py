@@ -8,7 +8,9 @@ neither reads anything of anybody else's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import importlib
 import os
 import pickle
 import select
@@ -24,6 +26,8 @@ from tidepool.evaluate.attributions import Attributions, integrated_gradients
 from tidepool.serve.protocol import Tensors
 from tidepool.settings import Settings
 
+GRACE_S = 1.0
+"""How long the process may still be at a question that was given up: another takes longer to start."""
 KEPT_S = 60.0
 """How long the process stays after its last answer."""
 NICENESS = 10
@@ -42,63 +46,83 @@ class Question:
     target: int | None = None
 
 
+@dataclass(eq=False)
+class _Turn:
+    question: Question
+    given_up: bool = False
+
+
 class Gradients:
     """The replica's end, for all its models."""
 
     def __init__(self) -> None:
         self._turns = ThreadPoolExecutor(1, thread_name_prefix="gradients")
         self._process: subprocess.Popen[bytes] | None = None
-        self._asked: Question | None = None
+        self._at: _Turn | None = None
         """What the process is at."""
 
     async def ask(self, question: Question) -> Attributions:
-        """What `integrated_gradients` says. One whose caller gives up ends the process, unless it isn't at it.
+        """What `integrated_gradients` says. A process that stays at what its caller has given up is ended; one that is
+        still starting goes on, for whoever asks next.
 
         Raises:
             TidepoolError: what `integrated_gradients` raised; or the process died.
         """
+        turn, loop = _Turn(question), asyncio.get_running_loop()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._turns, self._answer, question)
+            return await loop.run_in_executor(self._turns, self._answer, turn)
         except asyncio.CancelledError:
-            if self._asked is question:
-                self.end()
+            turn.given_up = True
+            loop.call_later(GRACE_S, self._give_up, turn)
             raise
 
     def end(self) -> None:
         """End the process at once; the next question gets another."""
-        self._asked = None
         if self._process is not None:
             self._process.kill()
 
-    def _answer(self, question: Question) -> Attributions:
-        self._asked = question
-        try:
-            answer = self._exchange(question)
-            if answer is None and self._asked is not None:  # nobody had asked for long, and it has just ended
-                answer = self._exchange(question)
-        finally:
-            self._asked = None
+    def _give_up(self, turn: _Turn) -> None:
+        if self._at is turn:
+            self.end()
+
+    def _answer(self, turn: _Turn) -> Attributions:
+        answer = self._exchange(turn)
+        if answer is None and not turn.given_up:  # nobody had asked for long, and it has just ended
+            answer = self._exchange(turn)
         if answer is None:
             raise TidepoolError("the process that explains ended", remedy="send fewer rows, or ask for occlusion")
         if isinstance(answer, TidepoolError):
             raise answer
         return answer
 
-    def _exchange(self, question: Question) -> Attributions | TidepoolError | None:
-        """The process's answer; None if it ended without."""
+    def _exchange(self, turn: _Turn) -> Attributions | TidepoolError | None:
+        """The process's answer; None if it ended without, or nobody wants one."""
+        process = self._running()
+        if turn.given_up:
+            return None
+        self._at = turn
+        try:
+            pickle.dump(turn.question, _pipe(process.stdin))
+            _pipe(process.stdin).flush()
+            answer: Attributions | TidepoolError = pickle.load(_pipe(process.stdout))
+        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+            process.wait()
+            return None
+        finally:
+            self._at = None
+        return answer
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        """The process, once it is ready to be asked, or has ended instead."""
         if self._process is None or self._process.poll() is not None:
             self._process = _started()
-        to, back = self._process.stdin, self._process.stdout
-        assert to is not None
-        assert back is not None
-        try:
-            pickle.dump(question, to)
-            to.flush()
-            answer: Attributions | TidepoolError = pickle.load(back)
-        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
-            self._process.wait()
-            return None
-        return answer
+            _pipe(self._process.stdout).readline()
+        return self._process
+
+
+def _pipe(end: IO[bytes] | None) -> IO[bytes]:
+    assert end is not None  # as `_started` has it
+    return end
 
 
 def _started() -> subprocess.Popen[bytes]:
@@ -114,6 +138,10 @@ def main() -> None:
     os.nice(NICENESS)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what recipes print is no answer
+    with contextlib.suppress(ModuleNotFoundError):
+        importlib.import_module("captum.attr")  # and torch: what takes long
+    answers.write(b"ready\n")
+    answers.flush()
     thread, working = ThreadPoolExecutor(1), Future[None]()
     working.set_result(None)
     while True:

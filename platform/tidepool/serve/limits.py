@@ -83,8 +83,8 @@ class Limits:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._meters: dict[str, _Meter] = {}
-        self.shared = False
-        """Whether the last telling reached the other replicas; until one has, each counts for itself."""
+        self.shared = True
+        """Whether the last telling reached the other replicas; if not, each counts for itself."""
 
     def check(self, key: str, limit: Limit) -> None:
         """Count one request of `key`.

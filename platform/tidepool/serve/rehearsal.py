@@ -99,7 +99,7 @@ class Report:
                 f"{self.whole.disagreement:.4f}, {self.whole.disagreed + self.whole.failed} of {self.whole.rows} rows"
             )
             what = f"version {self.candidate} disagrees with version {self.champion}"
-            raise GateError(what, seen=seen, allowed=max_disagreement, remedy="see `tidepool replay` for the slices")
+            raise GateError(what, seen=seen, allowed=max_disagreement, remedy="the slices above say where")
 
 
 def rehearse(settings: Settings, name: str, version: int, progress: Progress = quiet) -> Report:
@@ -127,7 +127,7 @@ def rehearse(settings: Settings, name: str, version: int, progress: Progress = q
     )
     seen: Seen = sum((counts for counts, _ in results), Counter())
     if not seen[*ALL, "rows"]:
-        remedy = "set serve.request_log.share in the spec, deploy, and wait for requests"
+        remedy = "register and deploy a version whose spec has serve.request_log.share, and wait for requests"
         raise DataError(
             "nothing was logged that can be compared", seen=f"{len(files)} files in {folder}", remedy=remedy
         )
