@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -112,6 +114,18 @@ def test_a_process_that_is_starting_goes_on_for_the_next_question(artifact: Arti
         assert beside() == [process]
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(("kept_s", "is_left"), [(0.1, False), (3600.0, True)])
+def test_the_process_ends_when_nobody_asks_or_the_replica_is_gone(kept_s: float, is_left: bool) -> None:
+    command = [sys.executable, "-c", f"from tidepool.serve import gradients; gradients.main({kept_s})"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == b"ready\n"
+        if is_left:
+            process.stdin.close()
+        assert process.wait(60) == 0
 
 
 def test_what_goes_wrong_is_told(artifact: Artifact, gradients: Gradients, tmp_path: Path) -> None:

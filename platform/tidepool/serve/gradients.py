@@ -133,7 +133,7 @@ def _started() -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
 
-def main() -> None:
+def main(kept_s: float = KEPT_S) -> None:
     """Answer questions that come on the standard input, each on the standard output."""
     os.nice(NICENESS)
     answers = os.fdopen(os.dup(1), "wb")
@@ -145,7 +145,7 @@ def main() -> None:
     thread, working = ThreadPoolExecutor(1), Future[None]()
     working.set_result(None)
     while True:
-        if select.select([sys.stdin], [], [], KEPT_S)[0]:
+        if select.select([sys.stdin], [], [], kept_s)[0]:
             try:
                 question = pickle.load(sys.stdin.buffer)
             except EOFError:
