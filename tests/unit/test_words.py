@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections import Counter
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidepool.data.words import SHORT, count_words
+from tidepool.data.words import SHORT, _split, count_words
 
 
 def counted(lines: list[str]) -> dict[str, int]:
@@ -42,6 +43,13 @@ def test_words_of_zero_bytes_and_around_the_packed_length_are_told_apart(lines: 
 @pytest.mark.parametrize("length", range(SHORT - 1, SHORT + 3))
 def test_the_last_word_of_a_block_is_whole(length: int) -> None:
     assert counted(["x " + "ab" * length]) == {"x": 1, "ab" * length: 1}
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_what_lies_behind_the_last_word_in_memory_does_not_matter(rows: int) -> None:
+    ends = np.array([0] + [2] * rows, np.int32)  # one line, and empty ones after it
+    lines = pa.StringArray.from_buffers(rows, pa.py_buffer(ends), pa.py_buffer(b"H\t" + b"\x80" * 8))
+    assert [word for word in _split(lines).to_pylist() if word] == ["H"]
 
 
 def test_every_white_space_character_of_python_parts_words() -> None:

@@ -41,10 +41,12 @@ def count_words(lines: pa.Table) -> pa.Table:
 def _split(text: pa.StringArray) -> pa.StringArray:
     """The words of all lines, in order.
 
-    Arrow's kernel looks past the end of its buffer for white space, and now and then keeps that of the last line as
-    part of a word (pyarrow 26). So the last line isn't left to it.
+    Arrow's kernel looks past the end of its buffer, and where no UTF-8 follows keeps white space as part of a word
+    (pyarrow 26). So the last line that isn't empty, which ends the buffer, isn't left to it.
     """
-    most, last = text[:-1], text[-1:].to_pylist()
+    filled = np.flatnonzero(np.diff(text_buffers(text)[1]))
+    end = int(filled[-1]) if len(filled) else 0
+    most, last = text[:end], text[end : end + 1].to_pylist()
     of_last = pa.array([word for line in last for word in (line or "").split()], pa.string())
     return pa.concat_arrays([pc.list_flatten(pc.utf8_split_whitespace(most)), of_last])
 
