@@ -162,6 +162,17 @@ def test_between_waves_that_come_again_and_again_its_replicas_stay() -> None:
     assert (after[0], after[-1]) == (wishes[-1], 1)
 
 
+@pytest.mark.parametrize("asked", [0.0, 8.0, 16.0])
+def test_seconds_in_which_clients_wait_for_answers_are_no_ebb(asked: float) -> None:
+    objective = Objective(SLO_S)
+    objective.learn(said(0.0), MOST)
+    for tick in range(60):
+        rate = asked if 20 <= tick < 30 else 40.0
+        objective.replicas({**said(rate, replicas=4), "busy": [1.0] * 4}, tick / 5)
+    after = [objective.replicas({**said(1.0, replicas=4), "busy": [0.03] * 4}, 12 + tick / 5) for tick in range(10)]
+    assert after[-1] == 1
+
+
 def test_a_surge_above_the_waves_is_met_at_once() -> None:
     objective = Objective(SLO_S)
     objective.learn(said(0.0), MOST)

@@ -99,15 +99,19 @@ def since_the_fall(rates: Sequence[float], last_s: float = 1.0) -> Sequence[floa
     return rates
 
 
-def in_waves(rates: Sequence[float]) -> bool:
+def in_waves(rates: Sequence[float], at_work: Sequence[bool] = ()) -> bool:
     """Whether the last seconds of `rates` were busy, quiet for two of them at least, then busy again: over their mean,
     and under half of it. Of few requests a second that happens by chance: they are met as if they came in waves.
+
+    `at_work`: of each second, whether replicas were. Who waits for answers asks less: such a second isn't quiet.
     """
     recent = rates[-RECENT_S:]
     mean = sum(recent) / max(len(recent), 1)
     busy = [second for second, rate in enumerate(recent) if rate > mean]
-    between = recent[busy[0] : busy[-1] + 1] if busy else []
-    return any(max(pair) < mean / 2 for pair in pairwise(between))
+    waiting = at_work[-RECENT_S:] or [False] * len(recent)
+    quiet = [rate < mean / 2 and not waits for rate, waits in zip(recent, waiting, strict=True)]
+    between = quiet[busy[0] : busy[-1] + 1] if busy else []
+    return any(all(pair) for pair in pairwise(between))
 
 
 def recent_peak(levels: Floats, bins: int) -> Floats:

@@ -47,8 +47,8 @@ class Objective:
 
     def __init__(self, slo_s: float) -> None:
         self._slo_s, self._at_most = slo_s, 0
-        self._rates: deque[tuple[int, float, int]] = deque(maxlen=HISTORY_S)
-        """(second, sum of the rates seen in it, how many were seen)."""
+        self._rates: deque[tuple[int, float, int, int]] = deque(maxlen=HISTORY_S)
+        """(second, sum of the rates seen in it, how many were seen, and how often a replica was at work)."""
         self._costs: dict[str, float] = {}
         self._staffing: Staffing | None = None
 
@@ -68,17 +68,19 @@ class Objective:
 
         `now` in seconds, of any clock that doesn't go back.
         """
-        self._note(sum(vitals.get("arriving", ())), now)
+        busy = vitals.get("busy", ())
+        is_idle = max(busy, default=0.0) < IDLE
+        self._note(sum(vitals.get("arriving", ())), not is_idle, now)
         staffing = self._staffing  # another thread may be learning
         if staffing is None:
             return None
         beyond = sum(max(0.0, late - PATIENT) for late in vitals.get("late", ()))
-        rates: Sequence[float] = [total / count for _, total, count in self._rates]
+        rates: Sequence[float] = [total / count for _, total, count, _ in self._rates]
         smoothing, most = SMOOTHING, self._at_most
-        past, busy = rates[:-1], vitals.get("busy", ())
-        if in_waves(past) and rates[-1] <= HIGHER * max(past[-RECENT_S:]):
+        past, at_work = rates[:-1], [often > count / 2 for _, _, count, often in self._rates]
+        if in_waves(past, at_work[:-1]) and rates[-1] <= HIGHER * max(past[-RECENT_S:]):
             rates, smoothing = past, RETURNING
-        elif max(busy, default=0.0) < IDLE:  # else they may ask less because they wait for answers
+        elif is_idle:  # else they may ask less because they wait for answers
             since = since_the_fall(rates, now - int(now))
             if busy and not beyond and len(since) < len(rates):
                 most = max(1, math.ceil(sum(busy) / CALM))
@@ -92,12 +94,12 @@ class Objective:
             abs(costs[name] - was) <= CHANGED * max(was, known["one_s"]) for name, was in known.items()
         )
 
-    def _note(self, rate: float, now: float) -> None:
-        second, total, count = self._rates.pop() if self._rates else (int(now), 0.0, 0)
+    def _note(self, rate: float, at_work: bool, now: float) -> None:
+        second, total, count, often = self._rates.pop() if self._rates else (int(now), 0.0, 0, 0)
         if second != int(now):
-            self._rates.append((second, total, count))
-            total, count = 0.0, 0
-        self._rates.append((int(now), total + rate, count + 1))
+            self._rates.append((second, total, count, often))
+            total, count, often = 0.0, 0, 0
+        self._rates.append((int(now), total + rate, count + 1, often + at_work))
 
 
 def latency_curve(one_s: float, full_s: float, full: float) -> LatencyCurve:
