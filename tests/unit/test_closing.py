@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -70,6 +71,8 @@ def test_what_a_new_champion_changes_is_said_of_every_metric_in_common() -> None
     said = compared({"accuracy": 0.9722, "f1": 0.9, "auc": 1.0}, {"accuracy": 0.975, "f1": 0.9, "loss": 0.1})
     assert said == "accuracy 0.9722, was 0.975 (-0.0028); f1 0.9 as before"
     assert compared({"accuracy": 1.0}, {}) == "no metric in common"
+    assert compared({"loss": 0.97204}, {"loss": 0.972}) == "loss 0.97204, was 0.972 (+4e-05)"
+    assert compared({"auc": math.nan}, {"auc": math.nan}) == "auc nan as before"
 
 
 def test_champions_that_are_not_in_service_could_be_deployed(front: int, make_artifact: Callable[..., Path]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -86,12 +89,25 @@ def test_without_a_real_gpu_replicas_run_the_onnx_model(make_artifact: Any) -> N
         assert opened([np.zeros((2, 64), np.float32)])[0].argmax(axis=1).tolist() == [3, 3]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use the GPU of this machine")
+OPEN = """
+import sys
+from tidepool.artifact import open_artifact
+from tidepool.serve.engine import open_engine
+
+artifact = open_artifact(sys.argv[1])
+print(open_engine(artifact, "CPU", gpu_files=("/dev/null",)).backend)
+open_engine(artifact, "GPU", gpu_files=("/dev/null",))
+"""
+
+
 def test_a_gpu_that_torch_cannot_use_is_an_error_and_no_slow_replica(make_artifact: Any) -> None:
-    artifact = open_artifact(str(make_artifact()))
-    assert isinstance(open_engine(artifact, "CPU", gpu_files=("/dev/null",)), OnnxEngine)
-    with pytest.raises(ClusterError, match=r"torch can't use the GPU(.|\n)*CUDA_VISIBLE_DEVICES(.|\n)*accelerator"):
-        open_engine(artifact, "GPU", gpu_files=("/dev/null",))
+    # A process of its own, from which the GPUs of a machine that has some are hidden.
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-c", OPEN, str(make_artifact())]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "tidepool_onnx\n"
+    for said in ("ClusterError: torch can't use the GPU", "CUDA_VISIBLE_DEVICES", "serve.accelerator to CPU"):
+        assert said in done.stderr
 
 
 def test_torch_answers_what_the_trained_network_answers(tmp_path: Path) -> None:

@@ -82,6 +82,16 @@ def test_without_a_terminal_progress_comes_line_by_line_as_it_is_made(capsys: py
     assert capsys.readouterr().out == ""
 
 
+def test_the_end_of_a_step_is_told_once_and_a_step_that_begins_again_is_told_of(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    news = [(4, "loss 1"), (4, "saved"), (0, "again"), (4, "loss 2"), ("null", "rubbish")]
+    lines = [f'{MARK}{{"step": "train", "done": {done}, "total": 4, "note": "{note}"}}\n' for done, note in news]
+    follow(job(*lines), clock=lambda: 0.0)
+    told = capsys.readouterr().out.splitlines()
+    assert told[:3] == ["train      100%  loss 1", "train        0%  again", "train      100%  loss 2"]
+
+
 def test_a_job_that_fails_says_its_last_error_and_has_its_exit_code() -> None:
     with pytest.raises(JobError, match="no such file") as caught:
         follow(job("error: no such file\n", status="FAILED"))

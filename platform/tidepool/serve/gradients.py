@@ -32,7 +32,8 @@ KEPT_S = 60.0
 """How long the process stays after its last answer."""
 NICENESS = 10
 """Of the process: those who want answers go first."""
-NETWORKS_KEPT = 4
+CHECKED = 4
+"""Artifacts whose bytes aren't checked again."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def _reply(question: Question, answers: IO[bytes]) -> None:
     answers.flush()
 
 
-@functools.lru_cache(NETWORKS_KEPT)
+@functools.lru_cache(CHECKED)
 def _artifact(uri: str, digest: str) -> Artifact:
     return open_artifact(uri, Settings().root / "cache", digest)
 
